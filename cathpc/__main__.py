@@ -1,0 +1,38 @@
+"""`python -m cathpc [ACT] [--options] [overrides]`: pick the act, compose, validate, act."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cathpc import acts
+from cathpc.dispatch.work import explain
+from cathpc.errors import EXIT_OURS, EXIT_USER, CathpcError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one act; returns the exit code: 0 done, 2 the user's mistake, 1 ours."""
+    os.umask(0o077)  # everything a run writes is private
+    try:
+        act, arguments = acts.pick(sys.argv[1:] if argv is None else argv)
+        return act.main(arguments)
+    except CathpcError as error:
+        return _say(str(error), error.exit_code if error.exit_code in (EXIT_OURS, 130) else EXIT_USER)
+    except OSError as error:
+        from pathlib import Path
+
+        code, message = explain(error, Path.cwd())
+        if code == EXIT_OURS:
+            raise
+        return _say(message, EXIT_USER)
+    except KeyboardInterrupt:
+        return _say("stopped", 130)
+
+
+def _say(message: str, code: int) -> int:
+    print(f"cathpc: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""`plan`: check an experiment and show what would run, without running anything."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from cathpc.config import as_plain, compose
+from cathpc.errors import UserError
+
+HELP = "check an experiment and show what would run; changes nothing"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """--cfg prints the composed config."""
+    parser.add_argument("--cfg", action="store_true", help="print the composed configuration as JSON and stop")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print the table of stages, the shape of the training and what is missing."""
+    from rich.console import Console
+
+    from cathpc.dispatch.show import duration, stage_table
+
+    config = compose(arguments.overrides)
+    if arguments.cfg:
+        print(json.dumps(as_plain(config), indent=2))
+        return 0
+    console = Console(highlight=False, soft_wrap=True)
+    missing = _missing(config)
+    console.print(stage_table(f"{config.name}: what would run", {} if missing else _states(config)))
+    train, pack, cluster = config.train, config.pack, config.cluster
+    ranks = train.nodes * train.ranks_per_node
+    accumulation = train.global_batch // (train.micro_batch * ranks)
+    console.print(
+        f"\ntraining: {config.model.base}, {train.epochs} epochs, {train.nodes} x {train.ranks_per_node} ranks, "
+        f"ZeRO-{train.zero_stage}, {train.dtype.name}, {train.attention.name}\n"
+        f"  a step: {train.micro_batch} x {ranks} ranks x {accumulation} accumulation = {train.global_batch} sequences "
+        f"of {pack.seq_len:,} = {train.global_batch * pack.seq_len:,} tokens\n"
+        f"  limit of one job: {duration(cluster.timeout_min * 60)}",
+        markup=False,
+    )
+    for line in missing:
+        console.print(f"missing: {line}", markup=False)
+    return 0
+
+
+def _missing(config) -> list[str]:  # type: ignore[no-untyped-def]
+    from cathpc.acts.pin import unpinned
+
+    return [
+        f"a commit for {kind} {name}: python -m cathpc pin +experiment={config.name}" for kind, name in unpinned(config)
+    ]
+
+
+def _states(config) -> dict[str, tuple[str, str]]:  # type: ignore[no-untyped-def]
+    from cathpc.store import places
+
+    try:
+        known = places(config)
+    except UserError as error:
+        raise UserError(f"the experiment composes, but cannot run here: {error}") from None
+    return {n: ("up to date" if p.fresh() else "would run", "") for n, p in known.items()}

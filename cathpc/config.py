@@ -1,0 +1,348 @@
+"""The typed configuration: one schema out of each owner's dataclass, composed by Hydra, checked across fields.
+
+`compose` takes Hydra overrides and returns a `Config`; whatever is wrong with them ends in one `UserError` that names
+the key and the valid choices. YAML files under `conf/` hold values only; defaults live in the dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from cathpc.cards.config import CardsConfig
+from cathpc.data.config import DatasetConfig, PackConfig, SelectConfig
+from cathpc.dispatch.config import ClusterConfig, ClusterKind
+from cathpc.errors import UserError
+from cathpc.evaluate.config import EvaluateConfig
+from cathpc.models.config import GptConfig, ModelConfig, RefusalConfig, ScoreConfig
+from cathpc.report.config import ReportConfig, TrackerConfig
+from cathpc.schema import speed
+from cathpc.train.config import TrainConfig
+
+PACKAGE = Path(__file__).parent
+
+
+@dataclass
+class PathsConfig:
+    """Group-less section `paths`: folders; none of them changes a result."""
+
+    store: str = speed("store")
+    """Finished stages, shared by all runs."""
+    runs: str = speed("runs")
+    """One folder a run: its config, its ledger, its logs, links to its stages."""
+    cache: str = speed("cache")
+    """Converted models and digests of large files; may be deleted at any time."""
+    demo: str = speed(str(PACKAGE / "assets" / "demo"))
+    """The data that ships with cathpc."""
+    research: str = speed("../shared/data")
+    """The real data that `+experiment=research` reads."""
+
+
+@dataclass
+class Config:
+    """The whole configuration. A stage sees the sections that it declares in `cathpc.pipeline`, and no others."""
+
+    name: str = ""
+    """Name of the experiment."""
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    gpt: GptConfig = field(default_factory=GptConfig)
+    refusal: RefusalConfig = field(default_factory=RefusalConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    cards: CardsConfig = field(default_factory=CardsConfig)
+    pack: PackConfig = field(default_factory=PackConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+SECTIONS = tuple(f.name for f in fields(Config) if f.name != "name")
+
+
+class _Undeclared:
+    """Stands in for a section that a stage has not declared: reading it would escape the stage's fingerprint."""
+
+    def __init__(self, section: str) -> None:
+        self._section = section
+
+    def __getattr__(self, key: str) -> Any:
+        raise AssertionError(f"this stage reads {self.__dict__['_section']}.{key} but does not declare the section")
+
+
+def only(config: Config, sections: tuple[str, ...]) -> Config:
+    """A copy of `config` in which all sections but the named ones refuse to be read."""
+    hidden = {s: _Undeclared(s) for s in SECTIONS if s not in sections}
+    return dataclasses.replace(config, **hidden)  # type: ignore[arg-type]  # the stand-in is the point
+
+
+def conf_dir() -> Path:
+    """The folder of YAML groups: beside the package in a checkout, inside it in an installed wheel."""
+    inside = PACKAGE / "conf"
+    return inside if inside.is_dir() else PACKAGE.parent / "conf"
+
+
+def choices(group: str) -> list[str]:
+    """Options of a config group."""
+    return sorted(p.stem for p in (conf_dir() / group).glob("*.yaml"))
+
+
+# --- composing ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _hydra() -> Iterator[Callable[..., Any]]:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+
+    ConfigStore.instance().store(name="schema", node=Config)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        yield compose
+
+
+def compose(overrides: list[str]) -> Config:
+    """Compose and check the configuration for Hydra `overrides` such as ['+experiment=demo', 'train.lr=3e-5'].
+
+    Raises `UserError` for an override that does not parse, an unknown group option or key, a value of the wrong type, a
+    value out of its range and a combination that cannot work.
+    """
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not any(o.lstrip("+").startswith("experiment=") for o in overrides):
+        raise UserError(
+            "no experiment is named. Give one of: "
+            + ", ".join(f"+experiment={c}" for c in choices("experiment"))
+            + "\n  for example: python -m cathpc +experiment=demo"
+        )
+    overrides = [f"+{o}" if o.startswith("experiment=") else o for o in overrides]
+    try:
+        with _hydra() as hydra_compose:
+            composed = hydra_compose(config_name="config", overrides=overrides)
+        config = OmegaConf.to_object(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(error)) from None
+    if not isinstance(config, Config):
+        raise AssertionError(f"composed a {type(config).__name__}")
+    check(config)
+    return config
+
+
+def expand(overrides: list[str]) -> list[list[str]]:
+    """The grid of a multirun: one list of overrides for every combination of the swept values ('train.lr=1e-5,2e-5').
+
+    Hydra's grammar parses the sweeps; the order is that of Hydra's basic sweeper. `+sweep=NAME` adds the overrides of
+    `conf/sweep/NAME.yaml`.
+    """
+    import itertools
+
+    import yaml
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    plain: list[str] = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key.lstrip("+") != "sweep":
+            plain.append(text)
+            continue
+        if value not in choices("sweep"):
+            raise UserError(f"there is no sweep {value!r}. Valid: {', '.join(choices('sweep'))}")
+        grid = yaml.safe_load((conf_dir() / "sweep" / f"{value}.yaml").read_text())
+        plain += [f"{k}={v}" for k, v in grid.items()]
+    try:
+        parsed = OverridesParser.create().parse_overrides(plain)
+    except HydraException as error:
+        raise UserError(_explain(error)) from None
+    axes = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [o.input_line or ""]
+        for o in parsed
+    ]
+    return [list(combination) for combination in itertools.product(*axes)]
+
+
+def _explain(error: Exception) -> str:
+    """One message for what Hydra or OmegaConf raised, with the valid choices."""
+    chain: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        text = str(current).strip()
+        if text and text not in chain:
+            chain.append(text)
+        current = current.__cause__
+    whole = "\n".join(chain)
+    # "Could not override 'train.lrr'." / "Key 'lrr' not in 'TrainConfig'" / full_key: train.lrr
+    overridden = re.search(r"Could not override '([^']+)'", whole)
+    full_key = re.search(r"full_key: (\S+)", whole)
+    unknown = re.search(r"Key '([^']+)' (?:is )?not in", whole)
+    if unknown or (overridden and "not in struct" in whole):
+        key = overridden.group(1) if overridden else (full_key.group(1) if full_key else "")
+        if not key and unknown:
+            key = unknown.group(1)
+        return _unknown_key(key, whole)
+    override = getattr(error, "override", None)  # what did not parse
+    if override:
+        return f"the override {override!r} does not parse: {whole.splitlines()[0]}. Quote text with special characters"
+    if full_key:
+        first = chain[-1].splitlines()[0]
+        return f"{full_key.group(1)}: {first}"
+    return "\n  ".join(line for line in whole.splitlines() if line.strip() and "hydra.verbose" not in line)
+
+
+def _unknown_key(key: str, whole: str) -> str:
+    parts = key.split(".")
+    node: Any = Config
+    where: list[str] = []
+    for part in parts:
+        kinds = {f.name: f for f in fields(node)} if dataclasses.is_dataclass(node) else {}
+        if part not in kinds:
+            valid = sorted(kinds)
+            near = difflib.get_close_matches(part, valid, 1)
+            place = ".".join(where) or "the top level"
+            hint = f" Did you mean {'.'.join([*where, near[0]])}?" if near else ""
+            return f"unknown key {'.'.join([*where, part])}.{hint} Valid keys of {place}: {', '.join(valid)}"
+        where.append(part)
+        factory = kinds[part].default_factory
+        node = factory if isinstance(factory, type) and dataclasses.is_dataclass(factory) else None
+    return whole.splitlines()[0]
+
+
+# --- checks across fields -----------------------------------------------------------------------------------------------
+
+_Rule = tuple[str, Callable[[Any], bool], str]
+_POSITIVE = "must be greater than 0"
+_RANGES: tuple[_Rule, ...] = (
+    ("dataset.max_row_mb", lambda v: v > 0, _POSITIVE),
+    ("dataset.shard_records", lambda v: v > 0, _POSITIVE),
+    ("dataset.near_duplicates", lambda v: 0 <= v <= 1, "must lie in 0..1 (0 switches it off)"),
+    ("gpt.train_tokens", lambda v: v > 0, _POSITIVE),
+    ("gpt.epochs", lambda v: v > 0, _POSITIVE),
+    ("gpt.seq_len", lambda v: v >= 16, "must be at least 16"),
+    ("gpt.lr", lambda v: v > 0, _POSITIVE),
+    ("gpt.heldout_share", lambda v: 0 <= v < 1, "must lie in 0..1"),
+    ("refusal.lr", lambda v: v > 0, _POSITIVE),
+    ("refusal.epochs", lambda v: v > 0, _POSITIVE),
+    ("refusal.heldout_share", lambda v: 0 < v < 1, "must lie between 0 and 1"),
+    ("refusal.cutoff", lambda v: 0 < v < 1, "must lie between 0 and 1"),
+    ("score.window", lambda v: v >= 16, "must be at least 16"),
+    ("select.max_refusal", lambda v: v is None or 0 <= v <= 1, "must lie in 0..1, or be null"),
+    ("select.drop_quality", lambda v: 0 <= v < 1, "must lie in 0..1"),
+    ("select.max_records", lambda v: v is None or v > 0, "must be greater than 0, or null"),
+    ("select.quality", lambda v: v in ("contrast", "perplexity"), "must be one of: contrast, perplexity"),
+    ("cards.max_new_tokens", lambda v: v > 0, _POSITIVE),
+    ("cards.attempts", lambda v: v > 0, _POSITIVE),
+    ("cards.temperature", lambda v: v >= 0, "must not be negative"),
+    ("pack.seq_len", lambda v: v >= 16, "must be at least 16"),
+    ("pack.eval_share", lambda v: 0 <= v < 1, "must lie in 0..1"),
+    ("train.nodes", lambda v: v > 0, _POSITIVE),
+    ("train.ranks_per_node", lambda v: v > 0, _POSITIVE),
+    ("train.epochs", lambda v: v > 0, _POSITIVE),
+    ("train.lr", lambda v: v > 0, _POSITIVE),
+    ("train.min_lr_ratio", lambda v: 0 <= v <= 1, "must lie in 0..1"),
+    ("train.warmup_share", lambda v: 0 <= v < 1, "must lie in 0..1"),
+    ("train.clip", lambda v: v > 0, _POSITIVE),
+    ("train.micro_batch", lambda v: v > 0, _POSITIVE),
+    ("train.zero_stage", lambda v: v in (0, 1, 2, 3), "must be one of: 0, 1, 2, 3"),
+    ("train.save_every_steps", lambda v: v > 0, _POSITIVE),
+    ("train.keep_checkpoints", lambda v: v >= 1, "must be at least 1"),
+    ("evaluate.max_new_tokens", lambda v: v > 0, _POSITIVE),
+    ("cluster.timeout_min", lambda v: v > 0, _POSITIVE),
+)
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def check(config: Config) -> None:
+    """Refuse values out of range and combinations that cannot work: one `UserError` that lists every fault."""
+    faults = []
+    for key, accepts, text in _RANGES:
+        section, _, name = key.partition(".")
+        value = getattr(getattr(config, section), name)
+        if not accepts(value):
+            faults.append(f"{key} is {value}: it {text}")
+    if not NAME.fullmatch(config.name):
+        faults.append(f"name is {config.name!r}: it must match {NAME.pattern}")
+    for key, value in (
+        ("model.base", config.model.base),
+        ("gpt.base", config.gpt.base),
+        ("refusal.base", config.refusal.base),
+    ):
+        if not value:
+            faults.append(f"{key} is empty: give a Hub id (org/name), a folder (./model), package:NAME or random:KIND")
+    if not config.dataset.sources:
+        faults.append(f"dataset.sources is empty: choose one with dataset=NAME. Valid: {', '.join(choices('dataset'))}")
+    train, cluster = config.train, config.cluster
+    ranks = train.nodes * train.ranks_per_node
+    if ranks > 0 and train.micro_batch > 0 and train.global_batch % (train.micro_batch * ranks):
+        unit = train.micro_batch * ranks
+        faults.append(
+            f"train.global_batch is {train.global_batch}: it must be a multiple of micro_batch x ranks = "
+            f"{train.micro_batch} x {ranks} = {unit}; the nearest are "
+            f"{max(unit, train.global_batch // unit * unit)} and {(train.global_batch // unit + 1) * unit}"
+        )
+    if cluster.kind is ClusterKind.local and train.nodes != 1:
+        faults.append(f"train.nodes is {train.nodes}: cluster=local is one node; choose a cluster of kind slurm")
+    if train.nodes > cluster.nodes:
+        faults.append(f"train.nodes is {train.nodes}: the cluster gives {cluster.nodes} (cluster.nodes)")
+    if cluster.gpus_per_node and train.ranks_per_node > cluster.gpus_per_node:
+        faults.append(
+            f"train.ranks_per_node is {train.ranks_per_node}: a node has {cluster.gpus_per_node} GPUs, one rank a GPU"
+        )
+    if train.attention.name == "flash" and not cluster.gpus_per_node:
+        faults.append("train.attention is flash: flash-attention needs GPUs (cluster.gpus_per_node); take sdpa on CPUs")
+    for key, source in config.dataset.sources.items():
+        if bool(source.path) == bool(source.hub):
+            faults.append(f"dataset.sources.{key}: give either path (a local file) or hub (an id), one of them")
+        if not source.license:
+            faults.append(f"dataset.sources.{key}.license is empty: state the licence of the data, e.g. apache-2.0")
+    if faults:
+        raise UserError("the configuration cannot work:\n  " + "\n  ".join(faults))
+
+
+def run_name(config: Config, overrides: list[str]) -> str:
+    """Name of the run: the experiment, and a hash of what was overridden, so that the same command is the same run."""
+    others = sorted(o for o in overrides if not o.lstrip("+").startswith("experiment="))
+    if not others:
+        return config.name
+    return f"{config.name}-{hashlib.sha256(chr(10).join(others).encode()).hexdigest()[:8]}"
+
+
+def as_plain(config: Any) -> Any:
+    """A config as plain JSON data (Enums by name): what jobs, manifests and `config.yaml` hold."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: as_plain(getattr(config, f.name)) for f in fields(config)}
+    if isinstance(config, dict):
+        return {str(k): as_plain(v) for k, v in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [as_plain(v) for v in config]
+    return getattr(config, "name", config) if not isinstance(config, (str, int, float, bool, type(None))) else config
+
+
+def from_plain(data: dict[str, Any]) -> Config:
+    """The inverse of `as_plain`; validates types against the schema."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), data))
+    assert isinstance(config, Config)
+    return config
+
+
+def cores(cluster: ClusterConfig) -> int:
+    """Cores that this process may use, or fewer where the config says so."""
+    available = len(os.sched_getaffinity(0))
+    return min(cluster.cores, available) if cluster.cores else available

@@ -1,0 +1,115 @@
+"""Config of the data stages: where records come from, which are kept, how they are packed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from cathpc.schema import speed
+
+
+class Format(Enum):
+    """The shapes of instruction data that are understood."""
+
+    alpaca = "alpaca"
+    """`instruction`, `input` (may be empty), `output`."""
+    messages = "messages"
+    """`messages`: [{role, content}]."""
+    sharegpt = "sharegpt"
+    """`conversations`: [{from: system|human|gpt, value}]."""
+    prompt_response = "prompt_response"
+    """`prompt`, `response`."""
+    preference = "preference"
+    """`prompt`, `chosen` (text or messages); the rejected answer is not read."""
+    chatdoctor = "chatdoctor"
+    """`instruction`, `input` (the patient), `output` (the doctor); the fixed instruction is dropped."""
+
+
+class Component(Enum):
+    """The parts of the mix; quality is ranked within one."""
+
+    general = "general"
+    reasoning = "reasoning"
+    health = "health"
+    science = "science"
+    roleplay = "roleplay"
+    refusal = "refusal"
+    """Labelled refusals: they train the refusal classifier and never reach the mix."""
+
+
+@dataclass
+class SourceConfig:
+    """One source of records: a local file under `dataset.root` or a dataset of the Hub."""
+
+    path: str = speed("")
+    """File relative to `dataset.root`; counted by its content, not its place."""
+    hub: str = ""
+    """Hub id ('org/name'); its commit is read from the lock file that `pin` writes."""
+    subset: str = ""
+    split: str = "train"
+    format: Format = Format.alpaca
+    component: Component = Component.general
+    license: str = ""
+    """Licence as the source states it; required."""
+    generator: str = ""
+    """Who wrote the answers, where a column does not say it."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Field of the format (or `generator`, `label`, `system`) -> column of the source."""
+    labels: dict[str, float] = field(default_factory=dict)
+    """Value of the label column -> refusal label in 0..1."""
+    limit: int | None = None
+    """Take at most this many records, chosen by a hash of their ids."""
+
+
+@dataclass
+class DatasetConfig:
+    """Group `dataset`: what `pull` reads."""
+
+    root: str = speed("")
+    """Folder of local sources; no path may leave it."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    max_row_mb: float = 8.0
+    """A row whose text is larger is set aside, in megabytes of UTF-8."""
+    shard_records: int = 10_000
+    """Records a shard."""
+    near_duplicates: float = 0.85
+    """Estimated Jaccard similarity of word 5-grams at which the later record is a near-duplicate; 0 switches it off."""
+    languages: list[str] = field(default_factory=list)
+
+
+@dataclass
+class SelectConfig:
+    """Group `select`: the rules, in the order in which they are applied; None or 0 switches a rule off."""
+
+    languages: list[str] = field(default_factory=lambda: ["en"])
+    """ISO 639-1 codes that are kept."""
+    max_refusal: float | None = 0.2
+    """Refusal score above which a record is dropped."""
+    min_answer_tokens: int = 10
+    """Shortest answer, in tokens of the scoring tokenizer."""
+    max_answer_tokens: int = 2048
+    """Longest answer."""
+    reasoning_min_tokens: int = 50
+    """A single-turn answer of component `reasoning` must be longer."""
+    health_min_tokens: int = 100
+    """An answer of component `health` must be longer."""
+    min_correlatives: int = 1
+    """Correlatives that every record must have."""
+    min_steps: int = 0
+    """Thought steps that every record must have; the share with two or more is reported in any case."""
+    quality: str = "contrast"
+    """The column of the scores that ranks quality: 'contrast' (higher is better) or 'perplexity' (lower is better)."""
+    drop_quality: float = 0.3
+    """Share of each component, the worst by quality, that is dropped (applied last, to what the other rules left)."""
+    max_records: int | None = None
+    """Keep at most this many, in equal shares by component, chosen by a hash of their ids."""
+
+
+@dataclass
+class PackConfig:
+    """Group `pack`."""
+
+    seq_len: int = 8192
+    """Tokens a packed sequence."""
+    eval_share: float = 0.05
+    """Share of the records, by a hash of their prompts, kept out of training for the held-out loss."""

@@ -1,0 +1,125 @@
+"""What identifies the sources of a dataset, and whether they may be read at all; light enough for a login node.
+
+A local file counts by the SHA-256 of its content (one read; a cached digest is taken while path, size, times and inode are
+the same), a Hub dataset by the commit in the lock file. Every source is checked here, before anything is queued.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+from cathpc.data import lock
+from cathpc.data.config import DatasetConfig, SourceConfig
+from cathpc.data.formats import columns_of
+from cathpc.errors import UserError
+from cathpc.store import file_hash, read_json, write_json
+
+KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+"""File name extension -> how the file is read."""
+_SETTLED_S = 2.0
+"""A file that changed less than this before it was hashed may change again within one tick of its clock: not cached."""
+
+
+def identity(dataset: DatasetConfig, cache: Path | None = None) -> dict[str, Any]:
+    """Source key -> {'sha256'} of a local file or {'hub', 'commit'} of a Hub dataset.
+
+    `cache` is a JSON file of digests, made when absent and ignored when it cannot be written. Raises one `UserError` for
+    everything that is wrong with the sources: a missing, empty or unreadable file, an unknown extension, a path that
+    leaves the data root, no licence, an unknown field in `columns`, a Hub dataset that is not pinned.
+    """
+    stored = read_json(cache) if cache else None
+    digests: dict[str, Any] = stored if isinstance(stored, dict) else {}
+    before = dict(digests)
+    found: dict[str, Any] = {}
+    faults: list[str] = []
+    for key, source in dataset.sources.items():
+        try:
+            check(key, source)
+            if source.hub:
+                found[key] = {"hub": source.hub, "commit": lock.commit(source.hub, "datasets")}
+            else:
+                found[key] = {"sha256": _digest(local_file(dataset, key), digests)}
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n  ".join(faults))
+    if cache and digests != before:
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_json(cache, digests)
+        except OSError:  # a convenience: without it the files are read again next time
+            pass
+    return found
+
+
+def check(key: str, source: SourceConfig) -> None:
+    """Raise `UserError` for a source that could not be used whatever its file holds."""
+    at = f"dataset.sources.{key}"
+    if bool(source.path) == bool(source.hub):
+        raise UserError(f"{at}: give either path (a local file) or hub (an id), one of them")
+    if not source.license:
+        raise UserError(f"{at}.license is empty: state the licence of {source.path or source.hub}, e.g. apache-2.0")
+    if source.limit is not None and source.limit <= 0:
+        raise UserError(f"{at}.limit is {source.limit}: it must be greater than 0, or null for all records")
+    if source.component.name == "refusal" and "label" not in source.columns:
+        raise UserError(f"{at}.columns has no label: records of component refusal need one (columns: {{label: COLUMN}})")
+    for name, value in source.labels.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{at}.labels.{name} is {value}: a refusal label lies in 0..1")
+    columns_of(key, source)
+
+
+def local_file(dataset: DatasetConfig, key: str) -> Path:
+    """The resolved file of a local source. Raises `UserError` unless it is a readable, non-empty file of a known kind
+    that lies inside `dataset.root` once every symbolic link is followed."""
+    source = dataset.sources[key]
+    at = f"dataset.sources.{key}.path: {source.path}"
+    if not dataset.root:
+        raise UserError(f"{at}: dataset.root is empty; it names the folder that the paths are relative to")
+    root = Path(dataset.root).expanduser().resolve()
+    path = root / source.path
+    try:
+        file = path.resolve()
+        inside = not Path(source.path).is_absolute() and file.is_relative_to(root)
+        if not inside:
+            raise UserError(f"{at}: path leaves the data root ({root}). Give a file inside it, relative to it")
+        status = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{at}: no such file under {root}. Check the name, or set dataset.root") from None
+    except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL in the name, a loop of links
+        raise UserError(f"{at}: cannot be opened under {root}: {error}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{at}: not a file ({file})")
+    if file_kind(source.path) is None:
+        raise UserError(f"{at}: unknown file format {Path(source.path).suffix!r}. Valid: {', '.join(KINDS)}")
+    if not status.st_size:
+        raise UserError(f"{at}: the file is empty ({file})")
+    if not os.access(file, os.R_OK):
+        raise UserError(f"{at}: no permission to read {file}")
+    return file
+
+
+def file_kind(path: str) -> str | None:
+    """How a file is read ('jsonl', 'json', 'csv', 'parquet') by its extension, or None."""
+    return KINDS.get(Path(path).suffix.lower())
+
+
+def _digest(file: Path, digests: dict[str, Any]) -> str:
+    """SHA-256 of a file, looked up in `digests` while nothing about the file has changed; adds what it had to compute."""
+    status = file.stat()
+    state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    held = digests.get(str(file))
+    if isinstance(held, dict) and held.get("state") == state and isinstance(held.get("sha256"), str):
+        return str(held["sha256"])
+    settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_S
+    try:
+        digest = file_hash(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    if settled:
+        digests[str(file)] = {"state": state, "sha256": digest}
+    return digest

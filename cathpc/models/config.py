@@ -1,0 +1,97 @@
+"""Config of the models: the base to fine-tune, the chat template, the reference and pool GPTs, the refusal BERT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from cathpc.schema import speed
+
+
+class Dtype(Enum):
+    """Floating-point type of weights and activations."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@dataclass
+class TemplateConfig:
+    """How conversations become tokens."""
+
+    name: str = "chatml"
+    """'chatml' (with a BOS at position 0)."""
+    bos: str = ""
+    """Token that starts every conversation; '' is the tokenizer's own BOS."""
+    pad: str = ""
+    """Padding token, another one than the stop token; '' is the tokenizer's own."""
+    renames: dict[str, str] = field(default_factory=dict)
+    """Reserved token -> control token ('<|reserved_special_token_0|>' -> '<|im_start|>')."""
+
+
+@dataclass
+class ModelConfig:
+    """Group `model`: the model that is fine-tuned."""
+
+    base: str = ""
+    """A Hub id ('meta-llama/Meta-Llama-3-70B'), a folder ('./llama', '/models/llama'), 'package:NAME' (a Python package that
+    carries a model) or 'random:llama' (a tiny model with random weights, for tests)."""
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+
+
+@dataclass
+class GptConfig:
+    """Group `gpt`: the reference GPT and the pool GPT."""
+
+    base: str = ""
+    """Named like `model.base`."""
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    reference_generators: list[str] = field(default_factory=lambda: ["gpt-4*", "gpt4*"])
+    """Shell patterns of the generators whose answers train the reference; all other named generators form the pool."""
+    train_tokens: int = 100_000
+    """Answer and prompt tokens that each GPT trains on."""
+    epochs: int = 1
+    seq_len: int = 512
+    batch_tokens: int = 2048
+    lr: float = 1e-4
+    heldout_share: float = 0.1
+    """Share of the prompts that neither GPT trains on."""
+    heldout_tokens: int = 8_000
+    """Tokens of such prompts and their answers on which the perplexity is measured."""
+    dtype: Dtype = Dtype.float32
+    seed: int = 0
+
+
+@dataclass
+class RefusalConfig:
+    """Group `refusal`: the classifier of refusals."""
+
+    base: str = ""
+    """Named like `model.base`; an encoder such as 'bert-base-uncased'."""
+    max_len: int = 256
+    """Tokens of a window; a longer answer is read in windows that overlap by half."""
+    epochs: int = 3
+    batch_size: int = 16
+    lr: float = 5e-5
+    heldout_share: float = 0.2
+    """Share of the prompts whose answers only measure the classifier."""
+    calibration_share: float = 0.15
+    """Share of the other prompts that fit the temperature and train nothing."""
+    cutoff: float = 0.2
+    """Where precision and recall are reported."""
+    seed: int = 0
+
+
+@dataclass
+class ScoreConfig:
+    """Group `score`."""
+
+    window: int = 1024
+    """Longest conversation that is scored, in tokens; a longer one gets the status 'too_long'."""
+    dtype: Dtype = Dtype.bfloat16
+    batch_tokens: int = speed(4096)
+    """Tokens a forward pass, padding included."""
+    lexicon: str = ""
+    """YAML file of correlatives and step markers; '' is the one that ships with cathpc."""
+    threads: int = speed(0)
+    """CPU threads; 0 leaves torch's own choice."""

@@ -1,0 +1,295 @@
+"""The reference GPT and the pool GPT: two copies of one base, tuned on different authors' answers.
+
+In: the records of pull, the base of group `gpt`. Out: `model/`, a Hugging Face folder with its template, and
+`metrics.json`. The reference learns from the generators that `gpt.reference_generators` names, the pool from every other
+named generator, in equal numbers of records. Neither sees a held-out prompt. The records are those with the smallest
+hashes until `gpt.train_tokens` are reached, so memory grows with `gpt.train_tokens` and the model, not with the data.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoModelForCausalLM
+
+from cathpc import progress
+from cathpc.errors import UserError
+from cathpc.models.config import Dtype, GptConfig
+from cathpc.models.source import prepare
+from cathpc.models.template import Template
+from cathpc.record import heldout, unit_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from cathpc.config import Config
+
+MIN_TOKENS = 8
+"""No conversation in the template has fewer tokens: how many records `gpt.train_tokens` can call for at most."""
+BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Example:
+    """A tokenised conversation; `mask` is True where the token is learned."""
+
+    ids: list[int]
+    mask: list[bool]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a record stands: its shard and its row there, ordered by a hash of its id."""
+
+    hash: float
+    shard: int
+    row: int
+
+    def __lt__(self, other: Place) -> bool:  # a heap of these keeps the smallest hashes: its top is the largest
+        return self.hash > other.hash
+
+
+def reference(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Stage `reference`: the base tuned on answers whose generator matches `gpt.reference_generators`."""
+    return _stage("reference", config, inputs, out, wanted=lambda name: matches(name, config.gpt.reference_generators))
+
+
+def pool(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Stage `pool`: the base tuned on answers of every other named generator."""
+    return _stage("pool", config, inputs, out, wanted=lambda name: not matches(name, config.gpt.reference_generators))
+
+
+def matches(generator: str, patterns: list[str]) -> bool:
+    """Whether one of the shell patterns fits the generator's name, whatever the case."""
+    return any(fnmatchcase(generator.casefold(), pattern.casefold()) for pattern in patterns)
+
+
+def _stage(
+    name: str, config: Config, inputs: dict[str, Path], out: Path, wanted: Callable[[str], bool]
+) -> dict[str, Any]:
+    gpt = config.gpt
+    started = time.monotonic()
+    shards = sorted((inputs["pull"] / "records").glob("records-*.parquet"))
+    train_places, held_places, seen = choose(shards, gpt, wanted)
+    if not train_places:
+        raise UserError(
+            f"no training record for the {name} GPT: gpt.reference_generators is "
+            f"{gpt.reference_generators}, the generators in the data are {_listing(seen)}. "
+            "Change the patterns, or give the sources of the dataset a `generator`; both sides must find answers."
+        )
+    folder = prepare(gpt.base, gpt.template, Path(config.paths.cache))
+    template = Template.load(folder)
+    train_set = take(shards, train_places, template, gpt.train_tokens, gpt.seq_len)
+    held_set = take(shards, held_places, template, gpt.heldout_tokens, gpt.seq_len)
+    if not train_set:
+        raise UserError(f"no record of {len(train_places)} has an answer within gpt.seq_len={gpt.seq_len} tokens; raise it.")
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(gpt.seed)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+    before = perplexity(model, held_set, template.pad_id, gpt)
+    curve = train(model, train_set, template.pad_id, gpt, lambda done, total: progress.report(out, done, total, "tokens"))
+    after = perplexity(model, held_set, template.pad_id, gpt)
+
+    model.to(torch.float32).save_pretrained(out / "model")
+    template.tokenizer.save_pretrained(out / "model")
+    (out / "model" / "template.json").write_bytes((folder / "template.json").read_bytes())
+    train_tokens = sum(len(e.ids) for e in train_set)
+    metrics: dict[str, Any] = {
+        "records": len(train_set),
+        "train_tokens": train_tokens,
+        "answer_tokens": sum(map(_targets, train_set)),
+        "heldout_records": len(held_set),
+        "heldout_tokens": sum(map(_targets, held_set)),
+        "heldout_ppl_before": before,
+        "heldout_ppl_after": after,
+        "generators": {n: count for n, count in seen.items() if n and wanted(n)},
+        "seconds": round(time.monotonic() - started, 1),
+        "curve": curve,
+    }
+    _write_json(out / "metrics.json", metrics)
+    change = "no held-out record" if before is None or after is None else f"held-out perplexity {before:.2f} → {after:.2f}"
+    line = f"{len(train_set):,} records, {train_tokens:,} tokens × {gpt.epochs}, {change}"
+    return {**{k: v for k, v in metrics.items() if k != "curve"}, "line": line}
+
+
+def choose(
+    shards: list[Path], gpt: GptConfig, wanted: Callable[[str], bool]
+) -> tuple[list[Place], list[Place], dict[str, int]]:
+    """Places of the records to train on and of those to hold out, in the order in which they are taken.
+
+    Returns (training, held out, records by generator over all data). Generators take turns, each in the order of hashes.
+    """
+    limits = (max(1, gpt.train_tokens // MIN_TOKENS), max(1, gpt.heldout_tokens // MIN_TOKENS))
+    heaps: tuple[dict[str, list[Place]], dict[str, list[Place]]] = ({}, {})
+    seen: dict[str, int] = {}
+    for number, shard in enumerate(shards):
+        row = 0
+        for batch in pq.ParquetFile(shard).iter_batches(BLOCK, columns=["id", "generator", "messages"]):
+            columns = batch.to_pydict()
+            for key, generator, messages in zip(columns["id"], columns["generator"], columns["messages"], strict=True):
+                seen[generator or ""] = seen.get(generator or "", 0) + 1
+                if generator and wanted(generator):
+                    side = int(heldout(messages, gpt.heldout_share, gpt.seed))
+                    heap = heaps[side].setdefault(generator, [])
+                    heapq.heappush(heap, Place(unit_hash(key, gpt.seed), number, row))
+                    if len(heap) > limits[side]:
+                        heapq.heappop(heap)
+                row += 1
+    train_places, held_places = (_in_turns([sorted(heap, reverse=True) for _, heap in sorted(h.items())]) for h in heaps)
+    return train_places, held_places, dict(sorted(seen.items()))
+
+
+def take(shards: list[Path], places: list[Place], template: Template, tokens: int, seq_len: int) -> list[Example]:
+    """Tokenise the records at `places` one after another until `tokens` are reached; longer ones are cut at `seq_len`."""
+    examples: list[Example] = []
+    total = 0
+    for start in range(0, len(places), BLOCK):
+        for messages in _read(shards, places[start : start + BLOCK]):
+            ids, mask = template.encode(messages)
+            example = Example(ids[:seq_len], mask[:seq_len])
+            if not _targets(example):
+                continue
+            examples.append(example)
+            total += len(example.ids)
+            if total >= tokens:
+                return examples
+    return examples
+
+
+def train(
+    model: PreTrainedModel,
+    examples: list[Example],
+    pad_id: int,
+    gpt: GptConfig,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> list[dict[str, float]]:
+    """Tune `model` in place with AdamW, a short warm-up and a linear decay to a tenth; returns the loss curve.
+
+    The loss of a step is the mean NLL, in nats, over the answer tokens of its batch. With `gpt.dtype` bfloat16 the
+    matrices multiply in bfloat16 (autocast) while weights and optimizer stay in float32.
+    """
+    device = next(model.parameters()).device
+    steps = [batch for epoch in range(gpt.epochs) for batch in batches(examples, gpt.batch_tokens, gpt.seed + epoch)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=gpt.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    warmup = max(1, round(0.05 * len(steps)))
+    curve: list[dict[str, float]] = []
+    done, total = 0, sum(len(e.ids) for batch in steps for e in batch)
+    model.train()
+    for step, batch in enumerate(steps):
+        rate = gpt.lr * min((step + 1) / warmup, 1 - 0.9 * max(0, step - warmup) / max(1, len(steps) - warmup))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=gpt.dtype is Dtype.bfloat16):
+            loss = token_nll(model, *tensors(batch, pad_id, device), chunk=0)[0].mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        done += sum(len(e.ids) for e in batch)
+        curve.append({"step": step + 1, "tokens": done, "loss": round(float(loss.detach()), 5), "lr": rate})
+        report(done, total)
+    model.eval()
+    return curve
+
+
+def perplexity(model: PreTrainedModel, examples: list[Example], pad_id: int, gpt: GptConfig) -> float | None:
+    """exp of the mean NLL over all answer tokens of `examples`; None without any."""
+    if not examples:
+        return None
+    device = next(model.parameters()).device
+    model.eval()
+    total = 0.0
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=gpt.dtype is Dtype.bfloat16):
+        for batch in batches(examples, gpt.batch_tokens, gpt.seed):
+            total += float(token_nll(model, *tensors(batch, pad_id, device))[0].double().sum())
+    return math.exp(total / sum(map(_targets, examples)))
+
+
+def token_nll(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, *, chunk: int = 512
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """NLL of the tokens under `mask` given those before them.
+
+    `ids` int64 [rows, length], padded on the right; `mask` bool of the same shape. Returns (NLL float32 [n], row of each
+    int64 [n]). Logits are computed for these tokens alone, `chunk` at a time (0: all at once, for training). No attention
+    mask is needed: attention is causal, so that padding on the right is seen by padding alone.
+    """
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    learned = mask[:, 1:]
+    states, targets = hidden[:, :-1][learned], ids[:, 1:][learned]
+    head = model.get_output_embeddings()
+    size = chunk or max(1, len(targets))
+    parts = [
+        torch.nn.functional.cross_entropy(head(s).float(), t, reduction="none")
+        for s, t in zip(states.split(size), targets.split(size), strict=True)
+    ]
+    rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(learned)[learned]
+    return torch.cat(parts), rows
+
+
+def tensors(batch: list[Example], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The batch as (ids int64 [rows, longest], mask bool), padded on the right."""
+    width = max(len(e.ids) for e in batch)
+    ids = torch.tensor([e.ids + [pad_id] * (width - len(e.ids)) for e in batch])
+    mask = torch.tensor([e.mask + [False] * (width - len(e.mask)) for e in batch])
+    return ids.to(device), mask.to(device)
+
+
+def batches(examples: list[Example], batch_tokens: int, seed: int) -> list[list[Example]]:
+    """Batches of similar length with at most `batch_tokens` tokens, padding included, in an order that hashes give."""
+    order = sorted(range(len(examples)), key=lambda i: (len(examples[i].ids), unit_hash(str(i), seed)))
+    result: list[list[Example]] = []
+    for index in order:  # ascending, so that the newest member sets the width
+        example = examples[index]
+        if result and len(example.ids) * (len(result[-1]) + 1) <= batch_tokens:
+            result[-1].append(example)
+        else:
+            result.append([example])
+    return [result[i] for i in sorted(range(len(result)), key=lambda i: unit_hash(f"batch {i}", seed))]
+
+
+def _targets(example: Example) -> int:
+    return sum(example.mask[1:])
+
+
+def _in_turns(queues: list[list[Place]]) -> list[Place]:
+    return [place for turn in zip_longest(*queues) for place in turn if place is not None]
+
+
+def _read(shards: list[Path], places: list[Place]) -> Iterator[list[dict[str, str]]]:
+    """Messages at `places`, in their order."""
+    found: dict[tuple[int, int], list[dict[str, str]]] = {}
+    for number in sorted({place.shard for place in places}):
+        rows = sorted(place.row for place in places if place.shard == number)
+        messages = pq.read_table(shards[number], columns=["messages"]).take(pa.array(rows))["messages"].to_pylist()
+        found.update({(number, row): m for row, m in zip(rows, messages, strict=True)})
+    return (found[place.shard, place.row] for place in places)
+
+
+def _listing(seen: dict[str, int]) -> str:
+    named = [f"{name} ({count:,})" for name, count in seen.items() if name]
+    unnamed = f"{seen.get('', 0):,} records name none"
+    return ", ".join(named[:20]) + (f" and {len(named) - 20} more" if len(named) > 20 else "") + f"; {unnamed}"
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

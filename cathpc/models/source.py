@@ -1,0 +1,295 @@
+"""Where a model comes from, and a folder that is ready to use.
+
+In goes a name as a config writes it: a Hub id, a folder, a GGUF file, `package:NAME` (a Python package that carries a
+model) or `random:KIND`. `identity` says what the name stands for, cheaply, on a login node; `prepare` makes a Hugging Face
+folder of it: safetensors only, no code of the repository, with the chat template's tokens where one is asked for. Folders
+are cached under `cache/models` by identity and template, so that each is made once; the time of the first call grows with
+the bytes that are downloaded, converted or copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cathpc.errors import TryAgainError, UserError
+from cathpc.models import weights
+from cathpc.models.config import TemplateConfig
+
+VERSION = 1
+"""Raised when the same model would be prepared in another way."""
+RANDOM = ("llama", "bert")
+_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
+_TOKENIZER += ("tokenizer.model", "chat_template.jinja")
+_COPIED = (*_TOKENIZER, "generation_config.json")
+_HASHED = (*_COPIED, "config.json", weights.SINGLE, weights.INDEX)
+_HUB_PATTERNS = ["*.safetensors", weights.INDEX, "config.json", "generation_config.json", *_TOKENIZER, "LICENSE*", "USE_POLICY*"]
+
+
+def identity(name: str, *, cache: Path | None = None) -> dict[str, Any]:
+    """What decides the content of the model called `name`, as plain JSON data; no heavy import.
+
+    A package counts by its version, a Hub id by the commit of the lock, a folder or GGUF file by the bytes of its files.
+    Those are read once (about 1 GB/s) and remembered by path, size and time in the JSON file `cache`, where one is given.
+    Raises a `UserError` where there is no such model.
+    """
+    kind, value = _parse(name)
+    if kind == "random":
+        return {"random": value, "version": VERSION}
+    if kind == "package":
+        _package(value)
+        return {"package": value, "version": _package_version(value)}
+    if kind == "hub":
+        from cathpc.data.lock import commit
+
+        return {"hub": value, "commit": commit(value, "model")}
+    path = _existing(value)
+    gguf = _gguf(path)
+    hashed = [gguf] if gguf else [path / n for n in _HASHED if (path / n).is_file()]
+    if not gguf:
+        hashed += [f for f in weights.files(path) if f.name != weights.SINGLE]
+    known = _Digests(cache)
+    digests = {f.name: known.of(f) for f in hashed}
+    known.save()
+    return {"gguf": digests.popitem()[1]} if gguf else {"folder": digests}
+
+
+def prepare(name: str, template: TemplateConfig | None, cache: Path) -> Path:
+    """Folder of the ready model called `name`: safetensors, config, tokenizer and, with a `template`, its control tokens.
+
+    With a template the folder has `template.json` and has passed `cathpc.models.template.check_contract`; without one
+    (encoders) it has the model as it is. Several processes may ask for one model: one makes it, the others wait or lose
+    the rename. Raises `UserError` for a missing package, folder or pin, refused weights or a template that does not
+    fit, and `TryAgainError` where the Hub cannot be reached.
+    """
+    cache = cache.absolute()
+    known = identity(name, cache=cache / "model-digests.json")
+    kind, value = _parse(name)
+    if kind == "random":
+        from cathpc.models import tiny
+
+        raw = _cached(cache, {"model": known}, partial(tiny.build, value))
+        link = True
+    else:
+        raw = _download(value, known["commit"]) if kind == "hub" else _package(value) if kind == "package" else _existing(value)
+        link = kind == "hub"  # the Hub's cache is never written in place; a folder of the user's may be
+        if gguf := _gguf(raw):
+            from cathpc.models.gguf import convert
+
+            raw = _cached(cache, {"model": known}, partial(convert, gguf))
+            link = True
+        elif template is None:
+            return _cached(cache, {"model": known}, partial(_adopt, raw, link))
+    if template is None:
+        return raw
+    return _cached(cache, {"model": known, "template": asdict(template)}, partial(_fit, raw, template, link))
+
+
+def _adopt(raw: Path, link: bool, target: Path) -> None:
+    """Copy a model folder without a template: what is needed to load it, and no code."""
+    from cathpc.models.surgery import clean_config
+
+    target.mkdir(parents=True)
+    weights.tensors(raw)
+    for file in weights.files(raw):
+        weights.place(file, target / file.name, link=link)
+    for name in _COPIED if (raw / weights.SINGLE).is_file() else (*_COPIED, weights.INDEX):
+        if (raw / name).is_file():
+            weights.place(raw / name, target / name, link=False)
+    weights.write_json(target / "config.json", clean_config(raw))
+    settings = weights.read_json(target / "tokenizer_config.json")
+    if settings.pop("auto_map", None) is not None:
+        weights.write_json(target / "tokenizer_config.json", settings)
+
+
+def _fit(raw: Path, template: TemplateConfig, link: bool, target: Path) -> None:
+    """Token surgery, then the proof that it worked."""
+    from cathpc.models.surgery import operate
+    from cathpc.models.template import check_contract
+
+    weights.tensors(raw)
+    operate(raw, target, template, link=link)
+    check_contract(target)
+
+
+# --- names -------------------------------------------------------------------------------------------------------------
+
+
+def _parse(name: str) -> tuple[str, str]:
+    """(kind, value) of a model's name; kinds: random, package, folder, hub."""
+    kind, colon, value = name.partition(":")
+    if colon and kind == "random":
+        if value not in RANDOM:
+            raise UserError(f"there is no model {name!r}; random models: {', '.join(f'random:{k}' for k in RANDOM)}")
+        return kind, value
+    if colon and kind == "package":
+        return kind, value
+    if name.startswith((".", "/", "~")):
+        return "folder", name
+    if _HUB.fullmatch(name):
+        return "hub", name
+    raise UserError(
+        f"{name!r} names no model. Expected a Hub id ('meta-llama/Meta-Llama-3-70B'), a folder ('./llama', '/models/llama'), "
+        f"'package:NAME' or {' or '.join(repr(f'random:{k}') for k in RANDOM)}"
+    )
+
+
+def _existing(value: str) -> Path:
+    path = Path(value).expanduser().absolute()
+    if not path.exists():
+        raise UserError(f"the model {value!r} is not there: no file or folder {path}")
+    return path
+
+
+def _gguf(path: Path) -> Path | None:
+    """The GGUF file that `path` is or holds, None where it is a folder of safetensors."""
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"{path} is no model: a folder with safetensors or a .gguf file was expected")
+        return path
+    if (path / weights.SINGLE).is_file() or (path / weights.INDEX).is_file():
+        return None
+    there = sorted(path.glob("*.gguf"))
+    if len(there) > 1:
+        raise UserError(f"{path} has {len(there)} GGUF files; name one of them: {', '.join(f.name for f in there)}")
+    return there[0] if there else None
+
+
+def _package(name: str) -> Path:
+    """Folder of a package's model. The package is found, not imported: it may need others that are absent."""
+    import importlib.util
+
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise UserError(f"the package {name!r} is not installed; pip install {name.replace('_', '-')}")
+    folder = Path(spec.origin).parent
+    return folder / "model" if (folder / "model" / "config.json").is_file() else folder
+
+
+def _package_version(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, packages_distributions, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:  # the distribution is called otherwise than its package
+        found = packages_distributions().get(name, [])
+        if not found:
+            raise UserError(f"the package {name!r} has no version, so its model cannot be told from another") from None
+        return version(found[0])
+
+
+def _download(hub_id: str, commit: str) -> Path:
+    """Snapshot of a Hub model at a commit, in the Hub's own cache (HF_HOME); resumable. Only files that are read."""
+    import httpx2
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(hub_id, revision=commit, allow_patterns=_HUB_PATTERNS, ignore_patterns=["*/*", "consolidated*"])
+        )
+    except GatedRepoError:
+        raise UserError(
+            f"the model {hub_id!r} is gated: accept its licence on its Hub page and set HF_TOKEN to your token"
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(f"the model {hub_id!r} has no commit {commit}, which the lock names; run the act 'pin' again") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"the Hub has no model {hub_id!r}, or it is private and HF_TOKEN is not set to a token for it") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.HTTPError) as error:
+        raise TryAgainError(f"the model {hub_id!r} cannot be downloaded: {error}") from error
+
+
+# --- the cache ---------------------------------------------------------------------------------------------------------
+
+
+def _cached(cache: Path, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
+    """The folder of `key` under `cache/models`; `build(folder)` fills it where it is not there yet."""
+    text = json.dumps({"version": VERSION, **key}, sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    final = cache / "models" / name
+    if final.is_dir():
+        return final
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(final.parent / f".{name}.lock"):
+        if final.is_dir():
+            return final
+        host = socket.gethostname()
+        for stale in final.parent.glob(f".{name}.{host}.*"):
+            if not Path(f"/proc/{stale.suffix[1:]}").exists():  # left by a process that was killed here
+                shutil.rmtree(stale, ignore_errors=True)
+        temporary = final.parent / f".{name}.{host}.{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            build(temporary)
+            _sync(temporary)
+            with contextlib.suppress(OSError):
+                os.rename(temporary, final)
+            if not final.is_dir():
+                raise OSError(f"cannot rename {temporary} to {final}")
+            _sync(final.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold a lock on a file, so that others wait instead of doing the same work. Where the disk has no locks, go on:
+    whoever renames first wins."""
+    with open(lock, "w") as stream:
+        with contextlib.suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _sync(folder: Path) -> None:
+    """fsync a folder and the files in it."""
+    for path in (*(p for p in folder.iterdir() if p.is_file() and not p.name.endswith(".lock")), folder):
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+class _Digests:
+    """SHA-256 of files, remembered by path, size and time of change in a JSON file."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        try:
+            self.known: dict[str, str] = json.loads(file.read_text()) if file else {}
+        except (OSError, ValueError):
+            self.known = {}
+        self.new = False
+
+    def of(self, path: Path) -> str:
+        """Digest of `path`."""
+        stat = path.stat()
+        key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
+        if key not in self.known:
+            with open(path, "rb") as stream:
+                self.known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+            self.new = True
+        return self.known[key]
+
+    def save(self) -> None:
+        """Write what is new; a failure only costs the next call some time."""
+        if self.file and self.new:
+            with contextlib.suppress(OSError):
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                weights.write_json(self.file, self.known)

@@ -1,0 +1,205 @@
+"""The stages, in order, as data: whoever reads this table knows the project.
+
+A stage is a plain function `(config, inputs, output folder) -> summary`; it knows nothing of Slurm. `config` names the
+sections that it may read and that, with its inputs and its version, make its fingerprint; `identity` adds what the
+config only points to (the content of a file, the commit of a model).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cathpc.config import Config
+
+
+class Place(Enum):
+    """What a stage needs."""
+
+    network = "network"
+    """A node that reaches the Hub."""
+    cpu = "cpu"
+    accelerator = "accelerator"
+    """One GPU, or CPU cores."""
+    ranks = "ranks"
+    """All ranks of the training."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the table."""
+
+    name: str
+    run: str
+    """'module:function', imported in the job only."""
+    inputs: tuple[str, ...]
+    config: tuple[str, ...]
+    """Sections of the config that the stage may read."""
+    does: str
+    """One line for people."""
+    place: Place = Place.cpu
+    share: float = 0.5
+    """Share of this machine's cores that it takes when it runs locally."""
+    version: int = 1
+    """Raised when the code changes what comes out for the same config and inputs."""
+    identity: Callable[[Config], Any] | None = None
+
+    def function(self) -> Callable[..., dict[str, Any]]:
+        """Import and return the stage's function."""
+        module, _, name = self.run.partition(":")
+        function: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
+        return function
+
+
+def _file(path: str, shipped: str) -> str:
+    """SHA-256 of a file that a config names, or of the one that ships in its place."""
+    file = Path(path) if path else Path(__file__).parent / "assets" / shipped
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _sources(config: Config) -> Any:
+    from cathpc.data import sources
+
+    return sources.identity(config.dataset, cache=Path(config.paths.cache) / "digests.json")
+
+
+def _model(name: str) -> Any:
+    from cathpc.models import source
+
+    return source.identity(name)
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "pull",
+        "cathpc.data.pull:run",
+        inputs=(),
+        config=("paths", "dataset"),
+        does="sources -> records, deduplicated, with provenance",
+        place=Place.network,
+        identity=_sources,
+    ),
+    Stage(
+        "base",
+        "cathpc.models.base:run",
+        inputs=(),
+        config=("paths", "model"),
+        does="the model to fine-tune: checked safetensors, chat tokens",
+        place=Place.network,
+        identity=lambda c: _model(c.model.base),
+    ),
+    Stage(
+        "reference",
+        "cathpc.models.gpt:reference",
+        inputs=("pull",),
+        config=("paths", "gpt"),
+        does="a GPT trained on the reference generators' answers only",
+        place=Place.accelerator,
+        identity=lambda c: _model(c.gpt.base),
+    ),
+    Stage(
+        "pool",
+        "cathpc.models.gpt:pool",
+        inputs=("pull",),
+        config=("paths", "gpt"),
+        does="the same GPT trained on all other generators' answers",
+        place=Place.accelerator,
+        identity=lambda c: _model(c.gpt.base),
+    ),
+    Stage(
+        "refusal",
+        "cathpc.models.refusal:run",
+        inputs=("pull",),
+        config=("paths", "refusal"),
+        does="a BERT that tells refusals",
+        place=Place.accelerator,
+        identity=lambda c: _model(c.refusal.base),
+    ),
+    Stage(
+        "score",
+        "cathpc.data.score:run",
+        inputs=("pull", "reference", "pool", "refusal"),
+        config=("paths", "score"),
+        does="perplexity, contrast, refusal and reasoning measures of every record",
+        share=1.0,
+        identity=lambda c: _file(c.score.lexicon, "lexicon.yaml"),
+    ),
+    Stage(
+        "select",
+        "cathpc.data.select:run",
+        inputs=("pull", "score"),
+        config=("select",),
+        does="kept records, and every drop with its reason",
+    ),
+    Stage(
+        "cards",
+        "cathpc.cards.stage:run",
+        inputs=("select",),
+        config=("paths", "cards"),
+        does="a system card for every kept record",
+        place=Place.accelerator,
+        share=1.0,
+        identity=lambda c: [_model(c.cards.model) if c.cards.model else None, _file("", "card.j2")],
+    ),
+    Stage(
+        "pack",
+        "cathpc.data.pack:run",
+        inputs=("cards", "base"),
+        config=("pack",),
+        does="tokens, labels and segments, packed to the sequence length",
+    ),
+    Stage(
+        "train",
+        "cathpc.train.loop:run",
+        inputs=("pack", "base"),
+        config=("train",),
+        does="the fine-tune",
+        place=Place.ranks,
+        share=1.0,
+    ),
+    Stage(
+        "export",
+        "cathpc.train.export:run",
+        inputs=("train", "base", "pack"),
+        config=(),
+        does="checkpoint -> Hugging Face folder",
+        share=1.0,
+    ),
+    Stage(
+        "evaluate",
+        "cathpc.evaluate.stage:run",
+        inputs=("export", "base"),
+        config=("evaluate",),
+        does="does the model obey its system prompt: base and tuned",
+        place=Place.accelerator,
+        share=1.0,
+        identity=lambda c: _file(c.evaluate.probes, "probes.jsonl"),
+    ),
+    Stage(
+        "report",
+        "cathpc.report.stage:run",
+        inputs=(
+            "pull",
+            "reference",
+            "pool",
+            "refusal",
+            "score",
+            "select",
+            "cards",
+            "pack",
+            "train",
+            "export",
+            "evaluate",
+        ),
+        config=("report", "tracker"),
+        does="one HTML page and W&B",
+        identity=lambda c: c.name,
+    ),
+)
+BY_NAME = {stage.name: stage for stage in STAGES}

@@ -1,0 +1,38 @@
+"""How a running stage tells the foreground (and `status`) how far it is: one small JSON file in the stage's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+FILE = "progress.json"
+_last: dict[Path, float] = {}
+
+
+def report(out: Path, done: float, total: float, unit: str, *, note: str = "", every_s: float = 0.5) -> None:
+    """Write `done` of `total` `unit`s to `out/progress.json`, at most once in `every_s` seconds (always when done).
+
+    A failure to write is ignored: progress is a convenience and must never end a stage.
+    """
+    now = time.monotonic()
+    if done < total and now - _last.get(out, -1e9) < every_s:
+        return
+    _last[out] = now
+    temporary = out / f".{FILE}.{os.getpid()}"
+    try:
+        temporary.write_text(
+            json.dumps({"done": done, "total": total, "unit": unit, "note": note, "time": time.time()})
+        )
+        os.replace(temporary, out / FILE)
+    except OSError:
+        pass
+
+
+def read(out: Path) -> dict | None:
+    """The last report of the stage in `out`, or None."""
+    try:
+        return json.loads((out / FILE).read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,154 @@
+"""Reads what the stages left behind into plain values: folders in, one `Facts` out.
+
+Nothing is judged or drawn here. Memory grows with the number of scored records (some 100 bytes each: the columns of
+verdicts and scores, no text); the text of records is read for the few that are shown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from cathpc.errors import DataError
+from cathpc.record import unit_hash
+
+SAMPLE_SEED = 20240508
+SCORE_COLUMNS = ["id", "status", "perplexity", "contrast", "refusal", "answer_tokens", "correlatives", "steps"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a report shows of one run."""
+
+    manifests: dict[str, dict[str, Any]]
+    """Manifest of each stage, in the order of the inputs."""
+    sources: dict[str, dict[str, Any]]
+    """What pull read of each source."""
+    scored: pa.Table
+    """One row a scored record: the columns of its verdict, and `SCORE_COLUMNS`."""
+    heldout: pa.Table
+    """Held-out answers of the refusal classifier: label, probability."""
+    steps: list[dict[str, Any]]
+    """Training, one row a step, rising, without superseded steps; held-out losses stand in the row of their step."""
+    resumed: list[int]
+    """Steps after which training stopped and went on."""
+    card_counts: Counter[str]
+    """Cards by verdict."""
+    card_examples: list[dict[str, Any]]
+    """Some cards (the rows of cards.jsonl) with the `record` that each was written for."""
+    fidelity: dict[str, Any]
+    answers: list[dict[str, Any]]
+
+    def summary(self, stage: str) -> dict[str, Any]:
+        """What `stage` returned."""
+        return self.manifests[stage]["summary"]
+
+    def config(self, stage: str, section: str) -> dict[str, Any]:
+        """The section of the config that `stage` ran under."""
+        return self.manifests[stage]["config"][section]
+
+
+def gather(inputs: dict[str, Path], *, examples: int) -> Facts:
+    """Read the finished folders of the stages; a missing or broken file raises `DataError` with its name."""
+    steps, resumed = history(inputs["train"] / "metrics.jsonl")
+    card_counts, card_examples = _cards(inputs["cards"], examples)
+    return Facts(
+        manifests={name: _json(folder / "manifest.json") for name, folder in inputs.items()},
+        sources=_json(inputs["pull"] / "sources.json"),
+        scored=_scored(inputs["select"], inputs["score"]),
+        heldout=pq.read_table(inputs["refusal"] / "heldout.parquet", columns=["label", "probability"]),
+        steps=steps,
+        resumed=resumed,
+        card_counts=card_counts,
+        card_examples=card_examples,
+        fidelity=_json(inputs["evaluate"] / "fidelity.json"),
+        answers=list(_lines(inputs["evaluate"] / "answers.jsonl")),
+    )
+
+
+def history(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Training steps of `metrics.jsonl` without those that a resume superseded: (one row a step, resumed-after steps).
+
+    A resumed run takes steps again that were logged after its checkpoint; the file holds both, in the order of writing.
+    A row whose step is not past all before it begins such a repetition, and drops every row from its step on.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    resumed: list[int] = []
+    last = 0
+    for row in _lines(path):
+        step = row["step"]
+        here = rows.get(step)
+        if step < last or (here is not None and here.keys() & row.keys() - {"step", "time"}):
+            rows = {s: r for s, r in rows.items() if s < step}
+            resumed = [s for s in resumed if s < step - 1] + [step - 1]
+            here = None
+        rows[step] = {**(here or {}), **row}
+        last = step
+    return [rows[s] for s in sorted(rows)], resumed
+
+
+def sample(table: pa.Table, most: int) -> pa.Table:
+    """At most `most` rows of `table`, those whose ids have the smallest hashes: the same ones from run to run."""
+    if table.num_rows <= most:
+        return table
+    hashes = [unit_hash(i, SAMPLE_SEED) for i in table["id"].to_pylist()]
+    chosen = sorted(range(len(hashes)), key=hashes.__getitem__)[:most]
+    return table.take(sorted(chosen))
+
+
+def _scored(select: Path, score: Path) -> pa.Table:
+    verdicts = pq.read_table(select / "verdicts.parquet")
+    scores = pads.dataset(sorted((score / "scores").glob("*.parquet"))).to_table(columns=SCORE_COLUMNS)
+    return verdicts.join(scores, "id", join_type="inner").sort_by("id")
+
+
+def _cards(folder: Path, examples: int) -> tuple[Counter[str], list[dict[str, Any]]]:
+    """Cards by verdict, and examples: a third of them plain cards where there are as many, the rest verified."""
+    counts: Counter[str] = Counter()
+    smallest: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+    for row in _lines(folder / "cards.jsonl"):
+        counts[row["verdict"]] += 1
+        best = smallest.setdefault(row["verdict"], [])
+        best.append((unit_hash(row["id"], SAMPLE_SEED), row))
+        best.sort(key=lambda pair: pair[0])
+        del best[examples:]
+    plain = smallest.get("plain", [])
+    others = sorted((p for verdict, best in smallest.items() if verdict != "plain" for p in best), key=lambda p: p[0])
+    take_plain = min(len(plain), max(examples // 3, examples - len(others)))
+    chosen = [row for _, row in others[: examples - take_plain] + plain[:take_plain]]
+    records = _records(folder / "carded.parquet", {row["id"] for row in chosen})
+    return counts, [{**row, "record": records[row["id"]]} for row in chosen if row["id"] in records]
+
+
+def _records(path: Path, ids: set[str]) -> dict[str, dict[str, Any]]:
+    """The records of `path` with these ids."""
+    wanted = pa.array(sorted(ids), pa.string())
+    table = pads.dataset(path).to_table(filter=pads.field("id").isin(wanted))
+    return {row["id"]: row for row in table.to_pylist()}
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}): run the same command again; the stage that wrote it redoes it") from None
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise DataError(f"{path}, line {number} is not JSON ({error}): {line[:80]!r}") from None
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: run the same command again; the stage that wrote it redoes it") from None

@@ -1,0 +1,76 @@
+"""Cross entropy over supervised tokens, without ever holding the logits of a whole sequence.
+
+In: hidden states [tokens, width] and labels [tokens]. Out: the sum (not the mean) of the negative log-likelihoods of the
+tokens that have a label, float32. Memory grows with `chunk` x vocabulary: logits are computed chunk by chunk, and once
+more in the backward pass. The caller divides by the supervised tokens of the whole global batch, so that the loss
+is a mean over tokens, whatever the split into ranks and micro-batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from cathpc.data.pack import NO_LABEL
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of cross entropies of `hidden @ weight.T` against `labels` (no NO_LABEL among them)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk: int) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        normalizers = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        for at in range(0, len(labels), chunk):
+            here = slice(at, at + chunk)
+            logits = (hidden[here] @ weight.t()).float()
+            normalizers[here] = torch.logsumexp(logits, dim=-1)
+            total += (normalizers[here] - logits.gather(1, labels[here, None]).squeeze(1)).sum()
+        ctx.save_for_backward(hidden, weight, labels, normalizers)
+        ctx.chunk = chunk
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        hidden, weight, labels, normalizers = ctx.saved_tensors
+        hidden_grad = torch.zeros_like(hidden)
+        # Summed in float32: with many chunks a bfloat16 sum would lose the small ones.
+        weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        for at in range(0, len(labels), ctx.chunk):
+            here = slice(at, at + ctx.chunk)
+            logits = (hidden[here] @ weight.t()).float()
+            probabilities = torch.exp(logits - normalizers[here, None])
+            rows = torch.arange(len(probabilities), device=labels.device)
+            probabilities[rows, labels[here]] -= 1.0
+            slope = (probabilities * gradients[0]).to(hidden.dtype)
+            hidden_grad[here] = slope @ weight
+            weight_grad += slope.t() @ hidden[here]
+        return hidden_grad, weight_grad.to(weight.dtype), None, None
+
+
+def sum_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk: int) -> torch.Tensor:
+    """Sum over the labelled positions of -log softmax(hidden @ weight.T)[label], float32, differentiable.
+
+    `hidden` [tokens, width] and `labels` [tokens] are aligned: row i predicts labels[i]. Without any label the sum is 0 and
+    still belongs to the graph, so that a rank with an empty micro-batch takes part in the backward pass.
+    """
+    positions = (labels != NO_LABEL).nonzero().squeeze(1)
+    return _ChunkedCrossEntropy.apply(hidden.index_select(0, positions), weight, labels[positions], chunk)
+
+
+class LossHead(torch.nn.Module):
+    """The output layer of a language model that gives the loss instead of the logits.
+
+    A module of its own, so that ZeRO-3 gathers its weight once a forward and once a backward pass, not once a chunk.
+    """
+
+    def __init__(self, weight: torch.nn.Parameter, chunk: int) -> None:
+        super().__init__()
+        self.weight = weight
+        self.chunk = chunk
+
+    def forward(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Loss sum of `hidden` [batch, seq_len, width] against `labels` [batch, seq_len]: position t predicts t + 1."""
+        before, after = hidden[:, :-1], labels[:, 1:]
+        return sum_cross_entropy(before.flatten(0, 1), self.weight, after.flatten(), self.chunk)

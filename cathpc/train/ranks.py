@@ -1,0 +1,96 @@
+"""The ranks of one training and the few collectives that they need outside of DeepSpeed.
+
+All of them must be called by every rank, in the same order. Payloads are a handful of numbers, never objects.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from cathpc.train.config import TrainConfig
+
+
+def start(config: TrainConfig) -> None:
+    """Join the process group (NCCL on GPUs, else gloo) and fix the CPU threads of this rank.
+
+    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT come from the environment.
+    """
+    import deepspeed
+    import torch
+    from deepspeed.accelerator import get_accelerator
+
+    deepspeed.utils.logger.setLevel("WARNING")
+    threads = config.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // config.ranks_per_node)
+    torch.set_num_threads(threads)
+    if get_accelerator().device_name() == "cpu":
+        # DeepSpeed would compile a shared-memory all-reduce for inference with g++, half a minute that training has no use of.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed("gloo", verbose=False)
+    else:
+        get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+        deepspeed.init_distributed("nccl", verbose=False)
+
+
+def rank() -> int:
+    """Number of this process, 0..world_size - 1."""
+    import torch.distributed as dist
+
+    return dist.get_rank()
+
+
+def world_size() -> int:
+    """Number of ranks."""
+    import torch.distributed as dist
+
+    return dist.get_world_size()
+
+
+def device() -> torch.device:
+    """Where this rank computes."""
+    import torch
+    from deepspeed.accelerator import get_accelerator
+
+    return torch.device(get_accelerator().current_device_name())
+
+
+def gather(values: list[float]) -> list[list[float]]:
+    """The rows of all ranks, in rank order; every rank gives the same number of values."""
+    import torch
+    import torch.distributed as dist
+
+    mine = torch.tensor(values, dtype=torch.float64, device=device())
+    rows = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(rows, mine)
+    return [row.tolist() for row in rows]
+
+
+def agree(well: bool) -> bool:
+    """True where all ranks say True."""
+    return all(row[0] for row in gather([float(well)]))
+
+
+def any_rank(flag: bool) -> bool:
+    """True where one rank at least says True."""
+    return any(row[0] for row in gather([float(flag)]))
+
+
+def from_first(value: int) -> int:
+    """Rank 0's value."""
+    return int(gather([float(value)])[0][0])
+
+
+def barrier() -> None:
+    """Wait until all ranks are here."""
+    gather([0.0])
+
+
+def stop() -> None:
+    """Leave the process group."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,128 @@
+"""The typed configuration: what composes, and what is refused with which words."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from cathpc import config as cfg
+from cathpc.config import SECTIONS, as_plain, choices, compose, expand, from_plain, only, run_name
+from cathpc.errors import UserError
+from cathpc.schema import identity
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_composes(experiment: str) -> None:
+    config = compose([f"+experiment={experiment}"])
+    assert config.name == experiment
+    assert from_plain(as_plain(config)) == config
+
+
+@pytest.mark.parametrize(
+    "group", ["dataset", "model", "gpt", "refusal", "score", "select", "cards", "train", "tracker"]
+)
+def test_every_option_of_every_group_composes(group: str) -> None:
+    assert choices(group), f"conf/{group} is empty"
+    for option in choices(group):
+        overrides = [f"{group}={option}", "+experiment=cat70b"]
+        assert compose(overrides).name == "cat70b"
+
+
+def test_cat70b_is_four_epochs_on_two_nodes_of_eight_a100_for_fourteen_days() -> None:
+    config = compose(["+experiment=cat70b"])
+    assert config.model.base == "meta-llama/Meta-Llama-3-70B"
+    assert (config.train.epochs, config.train.nodes, config.train.ranks_per_node) == (4, 2, 8)
+    assert config.cluster.timeout_min == 14 * 24 * 60
+    assert config.train.attention.name == "flash"
+    assert all(source.hub for source in config.dataset.sources.values())
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.lrr=1", ["unknown key train.lrr", "Did you mean train.lr?", "epochs"]),
+        ("trian.lr=1", ["unknown key trian", "Did you mean train?"]),
+        ("train.lr=fast", ["train.lr", "fast", "Float"]),
+        ("train.epochs=1.5", ["train.epochs", "1.5"]),
+        ("train.lr=-1", ["train.lr is -1.0", "greater than 0"]),
+        ("train.dtype=float8", ["train.dtype", "float8", "bfloat16"]),
+        ("train.global_batch=3", ["train.global_batch is 3", "1 x 2 = 2", "the nearest are"]),
+        ("train.nodes=2", ["train.nodes is 2", "slurm"]),
+        ("train.attention=flash", ["train.attention is flash", "sdpa"]),
+        ("train.zero_stage=4", ["train.zero_stage is 4", "0, 1, 2, 3"]),
+        ("select.quality=length", ["select.quality is length", "contrast, perplexity"]),
+        ("select.max_refusal=20", ["select.max_refusal is 20", "0..1"]),
+        ("model=llama9", ["model/llama9", "llama3_70b"]),
+        ("model.base=''", ["model.base is empty", "Hub id"]),
+        ("name='a b'", ["name is 'a b'"]),
+        ("train.lr=[1", ["train.lr=[1"]),
+        ("dataset.sources.general.format=xml", ["dataset.sources.general.format", "xml", "alpaca"]),
+        ("dataset.sources.general.license=''", ["dataset.sources.general.license is empty"]),
+        ("dataset.sources.general.hub=a/b", ["dataset.sources.general", "either path", "or hub"]),
+    ],
+)
+def test_a_wrong_override_is_refused_with_the_valid_choices(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        compose(["+experiment=demo", override])
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_command_without_an_experiment_names_them() -> None:
+    with pytest.raises(UserError, match=r"\+experiment=demo"):
+        compose([])
+
+
+def test_experiment_with_and_without_plus_are_the_same() -> None:
+    assert compose(["experiment=smoke"]) == compose(["+experiment=smoke"])
+
+
+def test_two_faults_are_reported_in_one_message() -> None:
+    with pytest.raises(UserError) as error:
+        compose(["+experiment=demo", "train.lr=-1", "pack.seq_len=1"])
+    assert "train.lr" in str(error.value) and "pack.seq_len" in str(error.value)
+
+
+def test_identity_leaves_out_what_only_changes_the_speed() -> None:
+    config = compose(["+experiment=demo"])
+    faster = compose(["+experiment=demo", "score.batch_tokens=99", "paths.store=/elsewhere", "cluster.cores=1"])
+    assert identity(config) == identity(faster)
+    assert identity(config) != identity(compose(["+experiment=demo", "score.window=99"]))
+
+
+def test_a_stage_cannot_read_what_it_has_not_declared() -> None:
+    config = only(compose(["+experiment=demo"]), ("train",))
+    assert config.train.epochs == 4
+    with pytest.raises(AssertionError, match="select"):
+        _ = config.select.quality
+
+
+def test_every_section_of_the_schema_has_a_docstring_under_each_field_or_speaks_for_itself() -> None:
+    for section in SECTIONS:
+        node = getattr(cfg.Config(), section)
+        assert dataclasses.is_dataclass(node) and type(node).__doc__
+
+
+def test_a_multirun_is_the_grid_of_its_sweeps_in_order() -> None:
+    grid = expand(["+experiment=smoke", "train.lr=1e-5,3e-5", "seed=range(2)"])
+    assert grid == [
+        ["+experiment=smoke", "train.lr=1e-05", "seed=0"],
+        ["+experiment=smoke", "train.lr=1e-05", "seed=1"],
+        ["+experiment=smoke", "train.lr=3e-05", "seed=0"],
+        ["+experiment=smoke", "train.lr=3e-05", "seed=1"],
+    ]
+
+
+def test_a_named_sweep_adds_its_overrides_and_an_unknown_one_lists_the_known() -> None:
+    assert len(expand(["+experiment=demo", "+sweep=lr"])) == 3
+    with pytest.raises(UserError, match="lr"):
+        expand(["+experiment=demo", "+sweep=nothing"])
+
+
+def test_a_run_is_named_after_its_experiment_and_a_hash_of_what_was_overridden() -> None:
+    config = compose(["+experiment=demo"])
+    assert run_name(config, ["+experiment=demo"]) == "demo"
+    one = run_name(config, ["+experiment=demo", "train.lr=1", "train.epochs=2"])
+    assert one == run_name(config, ["train.epochs=2", "+experiment=demo", "train.lr=1"])
+    assert one.startswith("demo-") and one != run_name(config, ["+experiment=demo", "train.lr=2"])

@@ -1,0 +1,148 @@
+"""The stage store: fingerprints, manifests, claims."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cathpc import store
+from cathpc.config import Config, compose
+from cathpc.errors import UserError
+from cathpc.pipeline import STAGES, Stage
+
+STUDY = (
+    Stage("first", "none:run", inputs=(), config=("pack",), does="", identity=lambda c: c.name),
+    Stage("second", "none:run", inputs=("first",), config=("train",), does=""),
+    Stage("third", "none:run", inputs=("second",), config=(), does=""),
+)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return compose(["+experiment=smoke", f"paths.store={tmp_path}/store"])
+
+
+def finish(place: store.Place, config: Config, text: str) -> None:
+    store.prepare_folder(place)
+    (place.folder / "out.txt").write_text(text)
+    store.commit(place, config, {"line": text}, started=time.time(), seconds=1.0)
+
+
+def test_a_change_of_train_lr_changes_train_and_what_follows_and_nothing_before() -> None:
+    before = store.fingerprints(compose(["+experiment=smoke"]))
+    after = store.fingerprints(compose(["+experiment=smoke", "train.lr=0.5"]))
+    assert [s.name for s in STAGES if before[s.name] != after[s.name]] == ["train", "export", "evaluate", "report"]
+
+
+def test_where_things_lie_changes_no_fingerprint(tmp_path: Path) -> None:
+    before = store.fingerprints(compose(["+experiment=smoke"]))
+    moved = compose(["+experiment=smoke", f"paths.store={tmp_path}", f"paths.cache={tmp_path}", "cluster.cores=1"])
+    assert store.fingerprints(moved) == before
+
+
+def test_a_stage_is_complete_only_with_its_manifest(config: Config) -> None:
+    place = store.places(config, STUDY)["first"]
+    store.prepare_folder(place)
+    (place.folder / "out.txt").write_text("half")
+    assert not place.fresh()
+    finish(place, config, "whole")
+    assert place.fresh()
+    assert place.folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_torn_manifest_is_no_manifest(config: Config) -> None:
+    place = store.places(config, STUDY)["first"]
+    finish(place, config, "x")
+    manifest = place.folder / store.MANIFEST
+    manifest.write_text(manifest.read_text()[:-20])
+    assert not place.fresh()
+
+
+def test_an_input_made_anew_with_other_content_makes_what_stands_on_it_stale(config: Config) -> None:
+    places = store.places(config, STUDY)
+    for place in places.values():
+        finish(place, config, place.stage.name)
+    assert places["third"].fresh()
+    (places["first"].folder / store.MANIFEST).unlink()
+    finish(places["first"], config, "first")
+    assert places["second"].fresh(), "the same content again leaves what follows fresh"
+    (places["first"].folder / store.MANIFEST).unlink()
+    finish(places["first"], config, "another first")
+    assert not places["second"].fresh()
+
+
+def test_a_stale_folder_is_emptied_before_it_is_made_anew(config: Config) -> None:
+    places = store.places(config, STUDY)
+    for place in places.values():
+        finish(place, config, place.stage.name)
+    (places["first"].folder / store.MANIFEST).unlink()
+    finish(places["first"], config, "another first")
+    store.prepare_folder(places["second"])
+    assert list(places["second"].folder.iterdir()) == []
+
+
+def test_the_manifest_hashes_every_file_and_counts_a_subfolder_with_a_manifest_by_that_alone(config: Config) -> None:
+    place = store.places(config, STUDY)["first"]
+    store.prepare_folder(place)
+    (place.folder / "sub").mkdir()
+    (place.folder / "sub" / "a").write_text("a")
+    (place.folder / "checkpoint").mkdir()
+    (place.folder / "checkpoint" / "weights").write_text("w")
+    (place.folder / "checkpoint" / store.MANIFEST).write_text("{}")
+    (place.folder / "progress.json").write_text("{}")
+    manifest = store.commit(place, config, {}, started=0.0, seconds=0.0)
+    assert sorted(manifest["outputs"]) == [f"checkpoint/{store.MANIFEST}", "sub/a"]
+
+
+def test_a_claim_is_held_once_and_freed(tmp_path: Path) -> None:
+    with store.claim(tmp_path) as first:
+        assert first
+        assert store.claimed(tmp_path) is not None
+        with store.claim(tmp_path) as second:
+            assert not second
+        assert store.claimed(tmp_path) is not None, "the one who did not get it must not free it"
+    assert store.claimed(tmp_path) is None
+
+
+def test_the_claim_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from cathpc import store\n"
+        f"with store.claim(Path({str(tmp_path)!r})) as got:\n    print(got, flush=True); time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline().strip() == "True"
+    assert store.claimed(tmp_path) is not None
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    assert store.claimed(tmp_path) is None
+    with store.claim(tmp_path) as got:
+        assert got
+
+
+def test_a_claim_of_another_machine_is_never_stolen(tmp_path: Path) -> None:
+    other = {**store.owner(), "host": "some-other-node"}
+    (tmp_path / store.CLAIM).write_text(json.dumps(other))
+    with store.claim(tmp_path) as got:
+        assert not got
+    assert (tmp_path / store.CLAIM).exists()
+
+
+def test_a_claim_whose_process_id_was_given_to_another_process_is_dead(tmp_path: Path) -> None:
+    mine = store.owner()
+    (tmp_path / store.CLAIM).write_text(json.dumps({**mine, "ticks": mine["ticks"] - 1}))
+    assert store.claimed(tmp_path) is None
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere; tests/e2e does this as an ordinary user")
+def test_a_store_that_cannot_be_written_is_named(config: Config, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match=r"paths\.store"):
+        store.prepare_folder(store.places(config, STUDY)["first"])
