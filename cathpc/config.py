@@ -98,7 +98,7 @@ def choices(group: str) -> list[str]:
     return sorted(p.stem for p in (conf_dir() / group).glob("*.yaml"))
 
 
-# --- composing ---------------------------------------------------------------------------------------------------------
+# --- composing ------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -219,11 +219,11 @@ def _unknown_key(key: str, whole: str) -> str:
             return f"unknown key {'.'.join([*where, part])}.{hint} Valid keys of {place}: {', '.join(valid)}"
         where.append(part)
         factory = kinds[part].default_factory
-        node = factory if isinstance(factory, type) and dataclasses.is_dataclass(factory) else None
+        node = factory if dataclasses.is_dataclass(factory) else None
     return whole.splitlines()[0]
 
 
-# --- checks across fields -----------------------------------------------------------------------------------------------
+# --- checks across fields -------------------------------------------------------------------------------------------
 
 _Rule = tuple[str, Callable[[Any], bool], str]
 _POSITIVE = "must be greater than 0"

@@ -1,8 +1,8 @@
 """The stage store: the same work is never done twice.
 
 A stage's folder is `store/<stage>/<fingerprint>`. The fingerprint is a hash of the stage's name and version, of its own
-part of the config, and of its inputs' fingerprints, so it is known before anything runs. The folder is complete when its
-`manifest.json` is there; the manifest is written last (temporary name, fsync, rename) and holds the hash of every file
+part of the config, and of its inputs' fingerprints, so it is known before anything runs. The folder is complete when
+its `manifest.json` is there; the manifest is written last (temporary name, fsync, rename) and holds the hash of every file
 and the digests of the inputs that were consumed: a stage whose input was made anew with another content is stale.
 
 Hashing costs one read of what a stage wrote (about 1 GB/s); subfolders with a manifest of their own, such as
@@ -40,7 +40,7 @@ def digest(value: Any) -> str:
 
 
 def fingerprints(config: Config, stages: tuple[Stage, ...] = STAGES) -> dict[str, str]:
-    """Fingerprint of every stage under `config`, in order. Reads local sources once (digests are cached by size and time)."""
+    """Fingerprint of every stage under `config`, in order. Local sources are read once (digests are cached)."""
     known: dict[str, str] = {}
     for stage in stages:
         known[stage.name] = digest(
@@ -170,7 +170,7 @@ def commit(place: Place, config: Config, summary: dict[str, Any], *, started: fl
     return manifest
 
 
-# --- claims ------------------------------------------------------------------------------------------------------------
+# --- claims ---------------------------------------------------------------------------------------------------------
 
 
 def _boot() -> str:
@@ -197,7 +197,7 @@ def owner() -> dict[str, Any]:
 
 
 def alive(claim: dict[str, Any]) -> bool:
-    """Whether the owner of a claim may still be at work. An owner on another machine cannot be asked: it counts as alive."""
+    """Whether the owner of a claim may still be at work; one on another machine cannot be asked: alive."""
     if claim.get("host") != socket.gethostname():
         return True
     if claim.get("boot") != _boot():
@@ -213,7 +213,7 @@ def claimed(folder: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def claim(folder: Path) -> Iterator[bool]:
-    """Take the claim on `folder` for this process; yields False where a live owner holds it. A dead owner's is taken over."""
+    """Take the claim on `folder` for this process; False where a live owner holds it; a dead one's is taken over."""
     path = folder / CLAIM
     mine = owner()
     got = False
@@ -242,7 +242,7 @@ def claim(folder: Path) -> Iterator[bool]:
 
 
 def prepare_folder(place: Place) -> None:
-    """Make the stage's folder private; a stale result is set aside first, so that nothing of it leaks into the new one."""
+    """Make the stage's folder, private; a stale result is removed first, so that nothing of it leaks in."""
     try:
         place.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:

@@ -1,0 +1,1 @@
+"""System cards: written, checked, rendered."""

@@ -1,0 +1,1 @@
+"""Where and when stages run: the only package that knows of submitit."""

@@ -48,7 +48,7 @@ class _Job:
 def walk(config: Config, run: Run, show: Show, *, targets: set[str] | None = None) -> None:
     """Bring every stage of `targets` (all by default) up to date.
 
-    Raises `StageFailed` with the stage's own message when one fails; the others that are already running are left to end
+    Raises `StageFailed` with the stage's own message when one fails; others that already run are left to end
     first, so that nothing that is paid for is lost.
     """
     places = store.places(config)

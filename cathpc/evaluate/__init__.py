@@ -1,0 +1,1 @@
+"""Does the model obey its system prompt: probes, checkers, answers."""

@@ -1,0 +1,1 @@
+"""The models: sources, chat template, token surgery, the reference and pool GPTs, the refusal classifier."""

@@ -1,0 +1,1 @@
+"""The fine-tune: engine, batches, loop, checkpoints, export."""
