@@ -2,7 +2,10 @@
 # make demo      the whole pipeline on this machine, about ten minutes after the install
 # make test      format, lint, types and tests
 
-PYTHON ?= python3
+# The system's Python comes first: an environment made from one in a home folder cannot be run by other users.
+PYTHON ?= $(shell for p in /usr/bin/python3 python3 python3.11 python3.12 python3.13; do \
+  command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+  2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
@@ -15,7 +18,7 @@ install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] >= (3, 11) else "cathpc needs Python 3.11 or newer; name one: make PYTHON=python3.11")'
+	@test -n "$(PYTHON)" || { echo "cathpc needs Python 3.11 or newer with the venv module (Debian: python3-venv); name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
 # torch comes first: what depends on it is then content with this build and pulls in no other.

@@ -15,6 +15,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cathpc.errors import UserError
+
 if TYPE_CHECKING:
     from cathpc.config import Config
 
@@ -57,10 +59,13 @@ class Stage:
         return function
 
 
-def _file(path: str, shipped: str) -> str:
-    """SHA-256 of a file that a config names, or of the one that ships in its place."""
+def _file(key: str, path: str, shipped: str) -> str:
+    """SHA-256 of the file that config `key` names, or of the one that ships in its place."""
     file = Path(path) if path else Path(__file__).parent / "assets" / shipped
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{key}: cannot read {file}: {error.strerror}. Give a readable file, or leave it empty") from None
 
 
 def _sources(config: Config) -> Any:
@@ -128,7 +133,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "score"),
         does="perplexity, contrast, refusal and reasoning measures of every record",
         share=1.0,
-        identity=lambda c: _file(c.score.lexicon, "lexicon.yaml"),
+        identity=lambda c: _file("score.lexicon", c.score.lexicon, "lexicon.yaml"),
     ),
     Stage(
         "select",
@@ -145,7 +150,7 @@ STAGES: tuple[Stage, ...] = (
         does="a system card for every kept record",
         place=Place.accelerator,
         share=1.0,
-        identity=lambda c: [_model(c.cards.model) if c.cards.model else None, _file("", "card.j2")],
+        identity=lambda c: [_model(c.cards.model) if c.cards.model else None, _file("cards.layout", c.cards.layout, "card.j2")],
     ),
     Stage(
         "pack",
@@ -179,7 +184,7 @@ STAGES: tuple[Stage, ...] = (
         does="does the model obey its system prompt: base and tuned",
         place=Place.accelerator,
         share=1.0,
-        identity=lambda c: _file(c.evaluate.probes, "probes.jsonl"),
+        identity=lambda c: _file("evaluate.probes", c.evaluate.probes, "probes.jsonl"),
     ),
     Stage(
         "report",

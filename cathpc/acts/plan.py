@@ -26,7 +26,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.cfg:
         print(json.dumps(as_plain(config), indent=2))
         return 0
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     missing = _missing(config)
     console.print(stage_table(f"{config.name}: what would run", {} if missing else _states(config)))
     train, pack, cluster = config.train, config.pack, config.cluster

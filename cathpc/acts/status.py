@@ -41,5 +41,5 @@ def main(arguments: argparse.Namespace) -> int:
         return 0
     from rich.console import Console
 
-    Console(highlight=False, soft_wrap=True).print(stage_table(config.name, states))
+    Console(highlight=False, soft_wrap=True, emoji=False).print(stage_table(config.name, states))
     return 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
+from cathpc.models.config import Dtype, TemplateConfig
 from cathpc.schema import speed
 
 
@@ -21,9 +22,21 @@ class CardsConfig:
     writer: Writer = Writer.transformers
     model: str = ""
     """Named like `model.base`; '' writes plain cards only."""
-    max_new_tokens: int = 120
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    """Chat template of the writer."""
+    layout: str = ""
+    """Jinja file that turns a card into the system message; '' is the one that ships with cathpc."""
+    max_new_tokens: int = 160
     attempts: int = 2
-    """How often a card that fails its checks is written anew before the plain card is taken."""
-    temperature: float = 0.7
+    """Cards written for one record at most: the first that passes its checks is taken, else the plain card."""
+    max_rules: int = 5
+    """Style rules a card."""
+    temperature: float = 0.6
+    top_k: int = 30
+    """Sampling draws from this many best tokens."""
+    repetition_penalty: float = 1.2
+    """How much less likely a token gets that the card has already; 1 is off."""
+    dtype: Dtype = Dtype.bfloat16
     seed: int = 0
     batch_size: int = speed(16)
+    """Cards written at once. The draws do not depend on it; in bfloat16 the last bits of the logits may."""

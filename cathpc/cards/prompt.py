@@ -8,11 +8,14 @@ small model continues a pattern. The writer puts the labels itself (`Form`), the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cathpc.cards.card import Card, Person
 from cathpc.cards.rules import Rule
 from cathpc.record import Message
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 LABELS = ("Role:", "Name:", "Place:", "Time:", "Appearance:", "Personality:")
 
@@ -25,6 +28,9 @@ STARTS = {"Place:": " in", "Appearance:": " wears"}
 """Words that are put after a label: they keep a small model from describing something else."""
 
 ASK = "Fill in the form for the person who answers."
+
+MAX_EXAMPLES = 3
+"""Examples in a prompt; fewer where the model's window is short."""
 
 QUOTE_CHARS = 500
 """Characters of a record that are quoted; the first user turn always is, the rest while there is room."""
@@ -171,10 +177,10 @@ def quote(messages: list[Message], chars: int = QUOTE_CHARS) -> str:
     return "\n".join(lines)
 
 
-def build(messages: list[Message], component: str) -> list[Message]:
-    """The conversation that asks for the card of one record."""
+def build(messages: list[Message], component: str, examples: int = MAX_EXAMPLES) -> list[Message]:
+    """The conversation that asks for the card of one record, with the last `examples` examples of its family."""
     asked: list[Message] = [{"role": "system", "content": TASK}]
-    for user, answer, filled in EXAMPLES[family(component)]:
+    for user, answer, filled in EXAMPLES[family(component)][MAX_EXAMPLES - examples :]:
         example = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
         form = "\n".join(f"{label} {line}" for label, line in zip(LABELS, filled, strict=True))
         asked.append({"role": "user", "content": f"{quote(example)}\n\n{ASK}"})
@@ -219,29 +225,32 @@ class _Line:
 class Form:
     """Steers generation (`cathpc.evaluate.generate`) through the form: labels are put, the model fills the lines.
 
-    A line ends with a line break, with the first comma or full stop after `SOFT_TOKENS` tokens, or after `HARD_TOKENS`.
-    Make a new one for each batch. The first label belongs to the prompt: `first`.
+    A line ends with a line break, with the first mark of `SOFT_ENDS`, or after `HARD_TOKENS` tokens.
+    Make a new one for each batch. The first label belongs to the prompt: `first`. The tokens in `unpenalised` recur in
+    any form and must not count as repetition.
     """
 
-    SOFT_TOKENS = 10
-    HARD_TOKENS = 28
+    SOFT_ENDS = ((7, ",.;"), (1, ",;"), (10, ",.;"), (7, ",.;"), (10, ",.;"), (10, ",.;"))
+    """For each label: after how many tokens which marks end its line ('Dr.' ends no name)."""
+    HARD_TOKENS = 26
 
-    def __init__(self, tokenizer: Any, stop_id: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop_id: int) -> None:
         def tokens(text: str) -> tuple[int, ...]:
-            return tuple(tokenizer.encode(text, add_special_tokens=False))
+            return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
         self.first = list(tokens(LABELS[0] + STARTS.get(LABELS[0], "")))
         self._decode = tokenizer.decode
         self._labels = [tokens(f"\n{label}{STARTS.get(label, '')}") for label in LABELS[1:]]
+        self.unpenalised = {t for label in LABELS for t in tokens(f"\n{label}")} | set(tokens(", . a and the of in"))
         self._stop_id = stop_id
         self._rows: dict[int, _Line] = {}
         self._texts: dict[int, str] = {}
 
-    def _ends_line(self, token: int, length: int) -> bool:
+    def _ends_line(self, token: int, length: int, soft: int, ends: str) -> bool:
         if token not in self._texts:
             self._texts[token] = "\n" if token == self._stop_id else self._decode([token])
         text = self._texts[token]
-        return "\n" in text or length >= self.HARD_TOKENS or (length >= self.SOFT_TOKENS and text[:1] in ",.;:")
+        return "\n" in text or length >= self.HARD_TOKENS or (length >= soft and text.strip() in ends)
 
     def steer(self, row: int, written: list[int], token: int) -> int:
         """The token to write after `written`: the next one of a label, else `token` while its line goes on."""
@@ -249,7 +258,7 @@ class Form:
         if line.queue:
             following, line.queue = line.queue[0], line.queue[1:]
             return following
-        if not self._ends_line(token, line.length):
+        if not self._ends_line(token, line.length, *self.SOFT_ENDS[line.number]):
             line.length += 1
             return token
         if line.number == len(self._labels):

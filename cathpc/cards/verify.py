@@ -20,7 +20,7 @@ MAX_CHARS = 120
 LEAK_WORDS = 5
 """A run of this many words of an answer that nobody has said before it is a leak."""
 
-COPIED_FIELDS = 2
+COPIED_FIELDS = 1
 """Lines of the prompt's examples that a card may not have word for word; the name never."""
 
 INJECTION = re.compile(
@@ -104,7 +104,7 @@ def sense(w: Written) -> str:
         for at, word in enumerate(tokens[1:]):
             if word == tokens[at]:
                 return f"{word!r} twice in a row"
-        pairs = list(zip(tokens, tokens[1:], strict=False))
+        pairs = [p for p in zip(tokens, tokens[1:], strict=False) if max(map(len, p)) > 3]
         for pair in pairs:
             if pairs.count(pair) > 2 or (pairs.count(pair) > 1 and len(tokens) < 12):
                 return f"{' '.join(pair)!r} again and again"

@@ -54,11 +54,11 @@ class SourceConfig:
     generator: str = ""
     """Who wrote the answers, where a column does not say it."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Field of the format (or `generator`, `label`, `system`) -> column of the source."""
+    """Field of the format (or `generator`, `label`, `system`) -> column of the source, where it has another name."""
     labels: dict[str, float] = field(default_factory=dict)
     """Value of the label column -> refusal label in 0..1."""
     limit: int | None = None
-    """Take at most this many records, chosen by a hash of their ids."""
+    """Take at most this many records, by a hash of their prompts: all answers to one prompt go or stay together."""
 
 
 @dataclass
@@ -69,12 +69,11 @@ class DatasetConfig:
     """Folder of local sources; no path may leave it."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     max_row_mb: float = 8.0
-    """A row whose text is larger is set aside, in megabytes of UTF-8."""
+    """A row that is larger, as it stands in its file, is set aside; in megabytes of UTF-8."""
     shard_records: int = 10_000
     """Records a shard."""
     near_duplicates: float = 0.85
-    """Estimated Jaccard similarity of word 5-grams at which the later record is a near-duplicate; 0 switches it off."""
-    languages: list[str] = field(default_factory=list)
+    """Jaccard similarity of word 5-grams, of prompts and of answers, at which a record repeats another; 0 is off."""
 
 
 @dataclass

@@ -3,8 +3,8 @@
 Exact: equal text up to Unicode form, case and white space. Near: the prompt side (system and user turns) and the answer
 side (assistant turns) each have a Jaccard similarity of word 5-grams of at least the threshold; both must, so that one
 prompt answered by several models, or one curt answer to several prompts, is no duplicate. MinHash signatures and
-locality-sensitive hashing (Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, ch. 3), by `rensa`, find
-the candidates; similarity itself is then computed exactly. Memory: the index holds about 1 KB a kept record.
+locality-sensitive hashing (Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, ch. 3), by `rensa`,
+find the candidates; similarity itself is then computed exactly. Memory: the index holds about 1 KB a kept record.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rows of the usual instruction formats -> `Record`.
 
-In: one decoded row (a dict) and the config of its source. Out: a `Record`, or a `Reject` that carries one of the reasons
-below. Nothing here reads a file, and no row can raise anything else: what a stranger wrote in it is only ever text.
+In: one decoded row (a dict) and the config of its source. Out: a `Record`, or a `Reject` that carries one of the
+reasons below. No row can raise anything else: what a stranger wrote in it is only ever text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NO_PROMPT = "no_prompt"
 NO_ANSWER = "no_answer"
 """No assistant turn, or an empty one."""
 BAD_TURNS = "bad_turns"
-"""Unknown role, two turns of one role in a row, a first turn that is not the user's, a last one that is not the assistant's."""
+"""An unknown role, two turns of one role in a row, a first turn not the user's, a last one not the assistant's."""
 TOO_LARGE = "too_large"
 """The row is larger than `dataset.max_row_mb`."""
 WRONG_TYPE = "wrong_type"
@@ -196,7 +196,7 @@ def _turns(turns: Any, column: str) -> list[Message]:
 
 
 def _text(value: Any, column: str) -> str:
-    """A text value, its line ends unified and its outer white space (and a stray byte-order mark) removed; '' for null."""
+    """A text value, line ends unified, outer white space and a stray byte-order mark removed; '' for null."""
     if value is None:
         return ""
     if not isinstance(value, str):

@@ -1,6 +1,6 @@
 """The lock file: which commit of a Hub repository this project uses, as `python -m cathpc pin` resolved it.
 
-`conf/dataset/lock.yaml` maps a kind ('datasets', 'models') and a Hub id to {commit, license, gated, size_gb}. A commit is
+`conf/dataset/lock.yaml` maps 'datasets' and 'models' and a Hub id to {commit, license, gated, size_gb}. A commit is
 never written by hand and never guessed; what is not in the file is refused.
 """
 
@@ -16,7 +16,7 @@ from cathpc.errors import UserError
 
 KINDS = ("datasets", "models")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_HEAD = "# Written by `python -m cathpc pin`: the commit of every Hub repository, with what its card said at that commit.\n"
+_HEAD = "# Written by `python -m cathpc pin`: the commit of every Hub repository, with what its card said there.\n"
 
 
 def lock_file() -> Path:
@@ -35,7 +35,8 @@ def read(path: Path | None = None) -> dict[str, dict[str, dict[str, Any]]]:
     except FileNotFoundError:
         found = {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable YAML ({str(error).splitlines()[0]}). Delete it and pin again") from None
+        first = str(error).splitlines()[0]
+        raise UserError(f"{path} is not readable YAML ({first}). Delete it and pin again") from None
     if not isinstance(found, dict) or set(found) - set(KINDS):
         raise UserError(f"{path} is not a lock file: its keys must be {', '.join(KINDS)}. Delete it and pin again")
     entries = {kind: found.get(kind) or {} for kind in KINDS}
@@ -67,15 +68,14 @@ def write(entries: dict[str, dict[str, dict[str, Any]]], path: Path | None = Non
 
 
 def commit(hub_id: str, kind: str) -> str:
-    """The pinned commit (40 hex digits) of a repository; `kind` is 'datasets' or 'models'.
+    """The pinned commit (40 hex digits) of a repository; `kind` is 'dataset' or 'model'.
 
     Raises `UserError` for one that is not pinned: the Hub's newest state is never taken silently.
     """
-    assert kind in KINDS, kind
-    entry = read()[kind].get(hub_id)
+    entry = read()[f"{kind}s"].get(hub_id)
     if entry is None:
         raise UserError(
-            f"{hub_id} ({kind[:-1]} of the Hub) is not pinned in {lock_file()}. Resolve its commit, licence and size "
+            f"{hub_id} ({kind} of the Hub) is not pinned in {lock_file()}. Resolve its commit, licence and size "
             "where the Hub can be reached: python -m cathpc pin +experiment=NAME"
         )
     return str(entry["commit"])

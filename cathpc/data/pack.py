@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from cathpc import progress
 from cathpc.errors import UserError
+from cathpc.models.weights import write_json
 from cathpc.record import Message, heldout
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         "files": files,
         "digest": hashlib.sha256(json.dumps([files, seq_len, template.hash], sort_keys=True).encode()).hexdigest(),
     }
-    _write_json(out / "pack.json", summary)
+    write_json(out / "pack.json", summary)
     train = counts["train"]
     line = (
         f"{train['records']:,} records in {train['bins']:,} rows of {seq_len:,} tokens, {train['efficiency']:.1%} full"
@@ -238,9 +239,3 @@ def _commit(temporary: Path, final: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
-    _commit(temporary, path)

@@ -1,7 +1,7 @@
 """Sources -> rows, one after the other, by the `datasets` library in streaming mode.
 
-In: one source. Out: `(row number, row)` pairs, the number counted from 1 (the line number in JSON Lines), where a row is a
-decoded object or a `Reject` that says why it could not be one. Memory grows with the largest row, not with the source.
+In: one source. Out: `(row number, row)` pairs, the number counted from 1 (the line number in JSON Lines), where a row
+is a decoded object or a `Reject` that says why it could not be one. Memory grows with the largest row, not the source.
 
 Text files come through the `text` builder, which hands out raw lines, and are parsed here row by row: the `json` and
 `csv` builders fail a whole file for one broken row and guess types (a text column of dates becomes timestamps, 'NA'
@@ -73,9 +73,11 @@ def hub_rows(key: str, source: SourceConfig, commit: str, max_bytes: int, cache:
 
     Raises `UserError` for a dataset, subset or split that is not there, `TryAgainError` when the Hub cannot be reached.
     """
-    import httpx
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or httpx2, whichever it uses
 
     name = f"source {key!r}: {source.hub} at {commit[:12]}"
+    if Path(source.hub).exists():  # the library would take it for a folder of data, and no commit would say what it is
+        raise UserError(f"{name}: there is a file or folder {source.hub} in {Path.cwd()}; start from another folder")
     try:
         stream = datasets.load_dataset(
             source.hub,
@@ -89,7 +91,8 @@ def hub_rows(key: str, source: SourceConfig, commit: str, max_bytes: int, cache:
     except (ConnectionError, TimeoutError, httpx.TransportError) as error:
         raise TryAgainError(f"{name}: the Hub cannot be reached: {_first_line(error)}") from None
     except (ValueError, RuntimeError, FileNotFoundError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{name} cannot be loaded (subset {source.subset!r}, split {source.split!r}): {_first_line(error)}") from None
+        part = f"subset {source.subset!r}, split {source.split!r}"
+        raise UserError(f"{name} cannot be loaded ({part}): {_first_line(error)}") from None
 
 
 class _Broken(Exception):
@@ -115,7 +118,7 @@ def _lines(file: Path, cache: Path) -> Iterator[str]:
 
 
 def _decode(line: str) -> str:
-    """A raw line as text; bytes that are not UTF-8 become lone surrogates, which `formats` rejects where they matter."""
+    """A raw line as text; bytes that are not UTF-8 become lone surrogates, which `formats` rejects where they count."""
     return line.encode("latin-1").decode("utf-8", "surrogateescape")
 
 
@@ -131,7 +134,9 @@ def _json_lines(lines: Iterable[str], max_bytes: int) -> Rows:
             text = _decode(line)
             try:
                 yield number, json.loads(text)
-            except (ValueError, RecursionError) as error:
+            except json.JSONDecodeError as error:
+                yield number, Reject(NOT_JSON, f"{error.msg} at column {error.colno}", excerpt(text.strip()))
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
                 yield number, Reject(NOT_JSON, _first_line(error), excerpt(text.strip()))
 
 

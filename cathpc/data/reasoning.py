@@ -1,8 +1,8 @@
 """Measures of reasoning in a text: correlatives, thought steps, language.
 
-In: plain text of an answer and a `Lexicon` (YAML, `cathpc/assets/lexicon.yaml` by default). Out: counts and an ISO 639-1
-code. Matching is by whole words within one sentence ('so' is not in 'also', nor 'if' in 'wife'), outside fenced code.
-Time grows with the length of the text, memory with nothing.
+In: plain text of an answer and a `Lexicon` (YAML, `cathpc/assets/lexicon.yaml` by default). Out: counts and an ISO
+639-1 code. Matching is by whole words within one sentence ('so' is not in 'also', nor 'if' in 'wife'), outside fenced
+code. Time grows with the length of the text, memory with nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from cathpc.errors import UserError
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
+# fmt: off
 LANGUAGES = (
-    "ar bg bn cs da de el en es fa fi fr he hi hr hu id it ja ko lt nl no pl pt ro ru sk sv ta th tr uk vi zh".split()
+    "ar", "bg", "bn", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fr", "he", "hi", "hr", "hu", "id", "it",
+    "ja", "ko", "lt", "nl", "no", "pl", "pt", "ro", "ru", "sk", "sv", "ta", "th", "tr", "uk", "vi", "zh",
 )
+# fmt: on
 """Languages that `language` tells apart; rarer ones only draw short texts away from the right answer."""
 UNDETERMINED = "und"
 
@@ -59,9 +62,13 @@ def load_lexicon(path: str = "") -> Lexicon:
     """
     where = path or "cathpc/assets/lexicon.yaml"
     try:
-        text = Path(path).read_text("utf-8") if path else (files("cathpc") / "assets" / "lexicon.yaml").read_text("utf-8")
+        text = (
+            Path(path).read_text("utf-8") if path else (files("cathpc") / "assets" / "lexicon.yaml").read_text("utf-8")
+        )
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"score.lexicon: cannot read {where}: {error}. Give a UTF-8 YAML file or leave it empty.") from error
+        raise UserError(
+            f"score.lexicon: cannot read {where}: {error}. Give a UTF-8 YAML file or leave it empty."
+        ) from error
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -167,7 +174,9 @@ def _strings(value: Any, key: str, where: str) -> list[str]:
         raise UserError(f"{where}: '{key}' must be a list of strings that is not empty, found {value!r}.")
     for entry in value:
         if not isinstance(entry, str) or not entry.strip():
-            raise UserError(f"{where}: '{key}' holds {entry!r}, not a text; put it in quotes (YAML reads on, yes and no as truth).")
+            raise UserError(
+                f"{where}: '{key}' holds {entry!r}, not a text; put it in quotes (YAML reads on, yes and no as truth)."
+            )
     return [entry.strip() for entry in value]
 
 

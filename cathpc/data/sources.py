@@ -1,12 +1,13 @@
 """What identifies the sources of a dataset, and whether they may be read at all; light enough for a login node.
 
-A local file counts by the SHA-256 of its content (one read; a cached digest is taken while path, size, times and inode are
-the same), a Hub dataset by the commit in the lock file. Every source is checked here, before anything is queued.
+A local file counts by the SHA-256 of its content (one read; a cached digest is taken while path, size, times and inode
+are the same), a Hub dataset by the commit in the lock file. Every source is checked here, before anything is queued.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 import time
 from pathlib import Path
@@ -20,6 +21,8 @@ from cathpc.store import file_hash, read_json, write_json
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 """File name extension -> how the file is read."""
+_HUB_ID = re.compile(r"(?!buckets/)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""Without an 'org/' the `datasets` library takes a name for one of its own loaders ('json'), with a dot for a folder."""
 _SETTLED_S = 2.0
 """A file that changed less than this before it was hashed may change again within one tick of its clock: not cached."""
 
@@ -27,9 +30,9 @@ _SETTLED_S = 2.0
 def identity(dataset: DatasetConfig, cache: Path | None = None) -> dict[str, Any]:
     """Source key -> {'sha256'} of a local file or {'hub', 'commit'} of a Hub dataset.
 
-    `cache` is a JSON file of digests, made when absent and ignored when it cannot be written. Raises one `UserError` for
-    everything that is wrong with the sources: a missing, empty or unreadable file, an unknown extension, a path that
-    leaves the data root, no licence, an unknown field in `columns`, a Hub dataset that is not pinned.
+    `cache` is a JSON file of digests, made when absent and ignored when it cannot be written. Raises one `UserError`
+    for everything that is wrong with the sources: a missing, empty or unreadable file, an unknown extension, a path
+    that leaves the data root, no licence, an unknown field in `columns`, a Hub dataset that is not pinned.
     """
     stored = read_json(cache) if cache else None
     digests: dict[str, Any] = stored if isinstance(stored, dict) else {}
@@ -40,13 +43,13 @@ def identity(dataset: DatasetConfig, cache: Path | None = None) -> dict[str, Any
         try:
             check(key, source)
             if source.hub:
-                found[key] = {"hub": source.hub, "commit": lock.commit(source.hub, "datasets")}
+                found[key] = {"hub": source.hub, "commit": lock.commit(source.hub, "dataset")}
             else:
                 found[key] = {"sha256": _digest(local_file(dataset, key), digests)}
         except UserError as error:
             faults.append(str(error))
     if faults:
-        raise UserError("\n  ".join(faults))
+        raise UserError("\n  ".join(dict.fromkeys(faults)))
     if cache and digests != before:
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
@@ -61,12 +64,14 @@ def check(key: str, source: SourceConfig) -> None:
     at = f"dataset.sources.{key}"
     if bool(source.path) == bool(source.hub):
         raise UserError(f"{at}: give either path (a local file) or hub (an id), one of them")
+    if source.hub and not _HUB_ID.fullmatch(source.hub):
+        raise UserError(f"{at}.hub is {source.hub!r}: expected the id of a dataset on the Hub, 'org/name'")
     if not source.license:
         raise UserError(f"{at}.license is empty: state the licence of {source.path or source.hub}, e.g. apache-2.0")
     if source.limit is not None and source.limit <= 0:
         raise UserError(f"{at}.limit is {source.limit}: it must be greater than 0, or null for all records")
     if source.component.name == "refusal" and "label" not in source.columns:
-        raise UserError(f"{at}.columns has no label: records of component refusal need one (columns: {{label: COLUMN}})")
+        raise UserError(f"{at}.columns has no label: component refusal needs one, e.g. columns: {{label: COLUMN}}")
     for name, value in source.labels.items():
         if not 0 <= value <= 1:
             raise UserError(f"{at}.labels.{name} is {value}: a refusal label lies in 0..1")
@@ -109,7 +114,7 @@ def file_kind(path: str) -> str | None:
 
 
 def _digest(file: Path, digests: dict[str, Any]) -> str:
-    """SHA-256 of a file, looked up in `digests` while nothing about the file has changed; adds what it had to compute."""
+    """SHA-256 of a file, looked up in `digests` while nothing about it has changed; adds what it had to compute."""
     status = file.stat()
     state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     held = digests.get(str(file))

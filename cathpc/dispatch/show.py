@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -18,7 +19,7 @@ class Show:
     """Progress of a walk; `console` decides between live bars (a terminal) and lines (a file, a pipe)."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console(highlight=False, soft_wrap=True, emoji=False)
         self.worked = 0
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -37,7 +38,7 @@ class Show:
 
     def up_to_date(self, name: str, manifest: dict[str, Any]) -> None:
         """A stage that need not run."""
-        self.console.print(f"[dim]· {name:<10} {'up to date':>10}  {manifest.get('summary', {}).get('line', '')}[/dim]")
+        self.console.print(f"[dim]· {name:<10} {'up to date':>12}  {escape(_line(manifest))}[/dim]")
 
     def started(self, name: str) -> None:
         """A stage was started."""
@@ -69,13 +70,13 @@ class Show:
     def done(self, name: str, manifest: dict[str, Any]) -> None:
         """A stage was finished by this walk."""
         self._remove(name)
-        line = manifest.get("summary", {}).get("line", "")
-        self.console.print(f"[green]✓[/green] {name:<10} {duration(manifest.get('seconds', 0.0)):>10}  {line}")
+        took = duration(manifest.get("seconds", 0.0))
+        self.console.print(f"[green]✓[/green] {name:<10} {took:>12}  {escape(_line(manifest))}")
 
     def failed(self, name: str) -> None:
         """A stage failed."""
         self._remove(name)
-        self.console.print(f"[red]✗[/red] {name:<10} {'failed':>10}")
+        self.console.print(f"[red]✗[/red] {name:<10} {'failed':>12}")
 
     def note(self, text: str) -> None:
         """A remark."""
@@ -89,6 +90,10 @@ class Show:
     def _remove(self, name: str) -> None:
         if self._live is not None and name in self._tasks:
             self._live.remove_task(self._tasks.pop(name))
+
+
+def _line(manifest: dict[str, Any]) -> str:
+    return str(manifest.get("summary", {}).get("line", ""))
 
 
 def duration(seconds: float) -> str:

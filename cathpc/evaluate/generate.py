@@ -11,7 +11,7 @@ depend on its batch mates; the logits may still differ in their last bits with t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,11 +63,11 @@ def pick(logits: torch.Tensor, temperature: float, top_k: int, uniforms: list[fl
     return tokens.gather(1, index)[:, 0]
 
 
-def penalise(logits: torch.Tensor, written: list[list[int]], penalty: float) -> torch.Tensor:
+def penalise(logits: torch.Tensor, written: list[set[int]], penalty: float) -> torch.Tensor:
     """`logits` [rows, vocabulary] with the tokens that each row has `written` made less likely (CTRL, arXiv:1909.05858)."""
     logits = logits.float().clone()
     for row, tokens in enumerate(written):
-        seen = torch.tensor(sorted(set(tokens)), dtype=torch.long, device=logits.device)
+        seen = torch.tensor(sorted(tokens), dtype=torch.long, device=logits.device)
         values = logits[row, seen]
         logits[row, seen] = torch.where(values > 0, values / penalty, values * penalty)
     return logits
@@ -95,13 +95,14 @@ def generate(
     temperature: float = 0.0,
     top_k: int = 50,
     repetition_penalty: float = 1.0,
+    unpenalised: Set[int] = frozenset(),
     seeds: list[str] | None = None,
     steer: Steer | None = None,
 ) -> list[list[int]]:
     """The tokens that `model` writes after each of `prompts` (one batch), up to `stop_id`, which is left out.
 
     `seeds` (one string a prompt) is needed where `temperature` > 0. Tokens already written count `repetition_penalty` times
-    less (1 is off). `steer` may replace each chosen token.
+    less (1 is off), except those in `unpenalised`. `steer` may replace each chosen token.
     """
     assert temperature == 0 or seeds is not None
     if not prompts:
@@ -136,7 +137,7 @@ def generate(
         uniforms = [unit_hash(f"{seeds[row]}/{step}", 0) for row in rows] if seeds is not None else []
         logits = output.logits[:, -1]
         if repetition_penalty != 1:
-            logits = penalise(logits, [written[row] for row in rows], repetition_penalty)
+            logits = penalise(logits, [set(written[row]) - unpenalised for row in rows], repetition_penalty)
         chosen = pick(logits, temperature, top_k, uniforms).tolist()
         live = []
         for at, row in enumerate(rows):

@@ -1,7 +1,7 @@
 """Stage `base`: the model to fine-tune, checked, with its control tokens.
 
-In: the sections `model` and `paths`. Out: `model/`, a Hugging Face folder with `template.json`, made of hard links to the
-cached one where the disk allows. Time: the first preparation (download, conversion); linking costs nothing.
+In: the sections `model` and `paths`. Out: `model/`, a Hugging Face folder with `template.json`, made of hard links to
+the cached one where the disk allows. Time: the first preparation (download, conversion); linking costs nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Prepare `model.base` and put it into `out/model`; returns parameters, template hash and the norms of token rows."""
+    """Prepare `model.base` and put it into `out/model`; returns parameters, template hash and the norms of token
+    rows."""
     cache = Path(config.paths.cache)
     prepared = prepare(config.model.base, config.model.template, cache)
     model = out / "model"

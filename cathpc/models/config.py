@@ -69,7 +69,7 @@ class RefusalConfig:
     base: str = ""
     """Named like `model.base`; an encoder such as 'bert-base-uncased'."""
     max_len: int = 256
-    """Tokens of a window; a longer answer is read in windows that overlap by half."""
+    """Tokens of a window; a longer answer is read in windows that overlap by a quarter."""
     epochs: int = 3
     batch_size: int = 16
     lr: float = 5e-5

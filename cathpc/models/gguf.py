@@ -1,7 +1,7 @@
 """GGUF to a Hugging Face folder, once: fp32 safetensors, tokenizer, config.
 
-In goes one `.gguf` file, out comes a model folder that equals what transformers loads from the file. Peak memory is four
-bytes a parameter and one quantised tensor; time is about 15 s for 135 million parameters.
+In goes one `.gguf` file, out comes a model folder that equals what transformers loads from the file. Peak memory is
+four bytes a parameter and one quantised tensor; time is about 15 s for 135 million parameters.
 """
 
 from __future__ import annotations
@@ -26,11 +26,8 @@ def convert(file: Path, target: Path) -> None:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
     split = _split(file)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
         loaded = AutoModelForCausalLM.from_pretrained(
@@ -38,14 +35,11 @@ def convert(file: Path, target: Path) -> None:
         )
     except (ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{file} cannot be converted: {error}. Use the model's safetensors instead") from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     # What was loaded from GGUF refuses to be saved; a plain model of the same config takes over its tensors.
     fields = {k: v for k, v in loaded.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
     config = type(loaded.config).from_dict(fields)
     with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     plain.load_state_dict(loaded.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = loaded.generation_config

@@ -1,17 +1,16 @@
 """The reference GPT and the pool GPT: two copies of one base, tuned on different authors' answers.
 
 In: the records of pull, the base of group `gpt`. Out: `model/`, a Hugging Face folder with its template, and
-`metrics.json`. The reference learns from the generators that `gpt.reference_generators` names, the pool from every other
-named generator, in equal numbers of records. Neither sees a held-out prompt. The records are those with the smallest
-hashes until `gpt.train_tokens` are reached, so memory grows with `gpt.train_tokens` and the model, not with the data.
+`metrics.json`. The reference learns from the generators that `gpt.reference_generators` names, the pool from every
+other named generator, in equal numbers of records. Neither sees a held-out prompt. The records are those with the
+smallest hashes until `gpt.train_tokens` are reached, so memory grows with `gpt.train_tokens` and the model, not with
+the data.
 """
 
 from __future__ import annotations
 
 import heapq
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,12 +29,14 @@ from cathpc.errors import UserError
 from cathpc.models.config import Dtype, GptConfig
 from cathpc.models.source import prepare
 from cathpc.models.template import Template
+from cathpc.models.weights import write_json
 from cathpc.record import heldout, unit_hash
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from cathpc.config import Config
+
+Model = Any
+"""A causal language model of transformers, whose methods have no types."""
 
 MIN_TOKENS = 8
 """No conversation in the template has fewer tokens: how many records `gpt.train_tokens` can call for at most."""
@@ -95,18 +96,22 @@ def _stage(
     train_set = take(shards, train_places, template, gpt.train_tokens, gpt.seq_len)
     held_set = take(shards, held_places, template, gpt.heldout_tokens, gpt.seq_len)
     if not train_set:
-        raise UserError(f"no record of {len(train_places)} has an answer within gpt.seq_len={gpt.seq_len} tokens; raise it.")
+        raise UserError(
+            f"no record of {len(train_places)} has an answer within gpt.seq_len={gpt.seq_len} tokens; raise it."
+        )
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(gpt.seed)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+    model: Model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.to(device)
     before = perplexity(model, held_set, template.pad_id, gpt)
-    curve = train(model, train_set, template.pad_id, gpt, lambda done, total: progress.report(out, done, total, "tokens"))
+    curve = train(
+        model, train_set, template.pad_id, gpt, lambda done, total: progress.report(out, done, total, "tokens")
+    )
     after = perplexity(model, held_set, template.pad_id, gpt)
 
     model.to(torch.float32).save_pretrained(out / "model")
-    template.tokenizer.save_pretrained(out / "model")
-    (out / "model" / "template.json").write_bytes((folder / "template.json").read_bytes())
+    template.copy(out / "model")
     train_tokens = sum(len(e.ids) for e in train_set)
     metrics: dict[str, Any] = {
         "records": len(train_set),
@@ -120,8 +125,10 @@ def _stage(
         "seconds": round(time.monotonic() - started, 1),
         "curve": curve,
     }
-    _write_json(out / "metrics.json", metrics)
-    change = "no held-out record" if before is None or after is None else f"held-out perplexity {before:.2f} → {after:.2f}"
+    write_json(out / "metrics.json", metrics)
+    change = (
+        "no held-out record" if before is None or after is None else f"held-out perplexity {before:.2f} → {after:.2f}"
+    )
     line = f"{len(train_set):,} records, {train_tokens:,} tokens × {gpt.epochs}, {change}"
     return {**{k: v for k, v in metrics.items() if k != "curve"}, "line": line}
 
@@ -131,7 +138,8 @@ def choose(
 ) -> tuple[list[Place], list[Place], dict[str, int]]:
     """Places of the records to train on and of those to hold out, in the order in which they are taken.
 
-    Returns (training, held out, records by generator over all data). Generators take turns, each in the order of hashes.
+    Returns (training, held out, records by generator over all data). Generators take turns, each in the order of
+    hashes.
     """
     limits = (max(1, gpt.train_tokens // MIN_TOKENS), max(1, gpt.heldout_tokens // MIN_TOKENS))
     heaps: tuple[dict[str, list[Place]], dict[str, list[Place]]] = ({}, {})
@@ -149,12 +157,15 @@ def choose(
                     if len(heap) > limits[side]:
                         heapq.heappop(heap)
                 row += 1
-    train_places, held_places = (_in_turns([sorted(heap, reverse=True) for _, heap in sorted(h.items())]) for h in heaps)
+    train_places, held_places = (
+        _in_turns([sorted(heap, reverse=True) for _, heap in sorted(h.items())]) for h in heaps
+    )
     return train_places, held_places, dict(sorted(seen.items()))
 
 
 def take(shards: list[Path], places: list[Place], template: Template, tokens: int, seq_len: int) -> list[Example]:
-    """Tokenise the records at `places` one after another until `tokens` are reached; longer ones are cut at `seq_len`."""
+    """Tokenise the records at `places` one after another until `tokens` are reached; longer ones are cut at
+    `seq_len`."""
     examples: list[Example] = []
     total = 0
     for start in range(0, len(places), BLOCK):
@@ -171,7 +182,7 @@ def take(shards: list[Path], places: list[Place], template: Template, tokens: in
 
 
 def train(
-    model: PreTrainedModel,
+    model: Model,
     examples: list[Example],
     pad_id: int,
     gpt: GptConfig,
@@ -195,7 +206,7 @@ def train(
             group["lr"] = rate
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=gpt.dtype is Dtype.bfloat16):
             loss = token_nll(model, *tensors(batch, pad_id, device), chunk=0)[0].mean()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -206,7 +217,7 @@ def train(
     return curve
 
 
-def perplexity(model: PreTrainedModel, examples: list[Example], pad_id: int, gpt: GptConfig) -> float | None:
+def perplexity(model: Model, examples: list[Example], pad_id: int, gpt: GptConfig) -> float | None:
     """exp of the mean NLL over all answer tokens of `examples`; None without any."""
     if not examples:
         return None
@@ -220,13 +231,13 @@ def perplexity(model: PreTrainedModel, examples: list[Example], pad_id: int, gpt
 
 
 def token_nll(
-    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, *, chunk: int = 512
+    model: Model, ids: torch.Tensor, mask: torch.Tensor, *, chunk: int = 512
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """NLL of the tokens under `mask` given those before them.
 
-    `ids` int64 [rows, length], padded on the right; `mask` bool of the same shape. Returns (NLL float32 [n], row of each
-    int64 [n]). Logits are computed for these tokens alone, `chunk` at a time (0: all at once, for training). No attention
-    mask is needed: attention is causal, so that padding on the right is seen by padding alone.
+    `ids` int64 [rows, length], padded on the right; `mask` bool of the same shape. Returns (NLL float32 [n], row of
+    each int64 [n]). Logits are computed for these tokens alone, `chunk` at a time (0: all at once, for training). No
+    attention mask is needed: attention is causal, so that padding on the right is seen by padding alone.
     """
     hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     learned = mask[:, 1:]
@@ -235,7 +246,7 @@ def token_nll(
     size = chunk or max(1, len(targets))
     parts = [
         torch.nn.functional.cross_entropy(head(s).float(), t, reduction="none")
-        for s, t in zip(states.split(size), targets.split(size), strict=True)
+        for s, t in zip(torch.split(states, size), torch.split(targets, size), strict=True)
     ]
     rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(learned)[learned]
     return torch.cat(parts), rows
@@ -284,12 +295,3 @@ def _listing(seen: dict[str, int]) -> str:
     named = [f"{name} ({count:,})" for name, count in seen.items() if name]
     unnamed = f"{seen.get('', 0):,} records name none"
     return ", ".join(named[:20]) + (f" and {len(named) - 20} more" if len(named) > 20 else "") + f"; {unnamed}"
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

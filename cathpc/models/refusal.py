@@ -25,12 +25,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from cathpc import progress
 from cathpc.errors import UserError
 from cathpc.models.config import RefusalConfig
+from cathpc.models.gpt import Model
 from cathpc.models.source import prepare
+from cathpc.models.weights import write_json
 from cathpc.record import answer, heldout, unit_hash
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from cathpc.config import Config
 
@@ -57,7 +59,7 @@ class Labelled:
 class RefusalModel:
     """A trained classifier, ready to use."""
 
-    model: PreTrainedModel
+    model: Model
     tokenizer: PreTrainedTokenizerBase
     max_len: int
     """Tokens of a window, the two special tokens included."""
@@ -67,7 +69,9 @@ class RefusalModel:
     def load(cls, folder: Path) -> RefusalModel:
         """Load what the stage `refusal` wrote to `folder` (its `model/`), on the GPU where there is one."""
         calibration = json.loads((folder / CALIBRATION).read_text("utf-8"))
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(_device()).eval()
+        model: Model = (
+            AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(_device()).eval()
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return cls(model, tokenizer, int(calibration["max_len"]), float(calibration["temperature"]))
 
@@ -97,10 +101,14 @@ class RefusalModel:
 
     def windows(self, text: str) -> list[list[int]]:
         """Token ids of the overlapping windows of `text`, special tokens added; none for an empty text."""
-        ids = self.tokenizer.encode(text, add_special_tokens=False, truncation=False, verbose=False) if text.strip() else []
+        ids = (
+            self.tokenizer.encode(text, add_special_tokens=False, truncation=False, verbose=False)
+            if text.strip()
+            else []
+        )
         room = self.max_len - 2
-        stride = max(1, room // 2)
-        starts = list(range(0, max(1, len(ids) - room + stride), stride)) if ids else []
+        stride = max(1, room - room // 4)
+        starts = list(range(0, max(1, len(ids) - room // 4), stride)) if ids else []
         if len(starts) > MAX_WINDOWS:
             starts = starts[: MAX_WINDOWS // 2] + starts[-MAX_WINDOWS // 2 :]
         first, last = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
@@ -112,7 +120,7 @@ class RefusalModel:
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([w + [pad] * (width - len(w)) for w in windows], device=self.model.device)
         attention = torch.tensor([[1] * len(w) + [0] * (width - len(w)) for w in windows], device=self.model.device)
-        logits = self.model(input_ids=ids, attention_mask=attention).logits.float()
+        logits: torch.Tensor = self.model(input_ids=ids, attention_mask=attention).logits.float()
         return logits[:, 1] - logits[:, 0]
 
 
@@ -124,8 +132,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     for name, part in (("training", train_rows), ("held-out", held_rows)):
         if {r.refuses for r in part} != {True, False}:
             raise UserError(
-                f"the refusal classifier needs refusals and other answers on either side, but of {len(rows)} labelled rows "
-                f"the {name} part ({len(part)}) has {sum(r.refuses for r in part)} refusals. "
+                f"the refusal classifier needs refusals and other answers on either side, but of {len(rows)} labelled "
+                f"rows the {name} part ({len(part)}) has {sum(r.refuses for r in part)} refusals. "
                 "Add labelled rows (a source of component `refusal` with `labels`) or change refusal.heldout_share."
             )
     folder = prepare(settings.base, None, Path(config.paths.cache))
@@ -145,11 +153,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         **measure(truth, probabilities, settings.cutoff),
     }
     _save(classifier, out / "model")
-    _write_json(out / "metrics.json", metrics)
+    write_json(out / "metrics.json", metrics)
     table = {"id": [r.id for r in held_rows], "label": truth.astype(float), "probability": probabilities}
-    pq.write_table(pa.table(table), out / "heldout.parquet.tmp")
-    os.replace(out / "heldout.parquet.tmp", out / "heldout.parquet")
-    line = f"{len(rows):,} labelled answers, held-out F1 {metrics['f1']:.3f} at {settings.cutoff:g}, AUROC {metrics['auroc']:.3f}"
+    pq.write_table(pa.table(table), out / ".heldout.tmp")
+    os.replace(out / ".heldout.tmp", out / "heldout.parquet")
+    line = f"{len(rows):,} labelled answers, "
+    line += f"held-out F1 {metrics['f1']:.3f} at {settings.cutoff:g}, AUROC {metrics['auroc']:.3f}"
     return {**metrics, "line": line}
 
 
@@ -185,7 +194,9 @@ def fit(
     """Tune the encoder in `folder` on `rows`; the classes weigh the same, however many rows each has."""
     torch.manual_seed(settings.seed)
     names = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, num_labels=2, **names)
+    model: Model = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, num_labels=2, **names
+    )
     limit = getattr(model.config, "max_position_embeddings", settings.max_len)
     classifier = RefusalModel(model.to(_device()), AutoTokenizer.from_pretrained(folder), min(settings.max_len, limit))
     refusals = sum(r.refuses for r in rows)
@@ -205,12 +216,13 @@ def fit(
             batch = [(row, windows) for row, windows in order[start : start + settings.batch_size] if windows]
             if not batch:
                 continue
-            odds = classifier.odds([w for _, windows in batch for w in windows])
-            most = torch.stack([part.max() for part in odds.split([len(windows) for _, windows in batch])])
+            chosen = [_strongest(classifier, windows) for _, windows in batch]
+            with torch.autocast(model.device.type, torch.bfloat16):
+                odds = classifier.odds(chosen)
             target = torch.tensor([float(row.refuses) for row, _ in batch], device=odds.device)
             weight = torch.tensor([weights[row.refuses] for row, _ in batch], device=odds.device)
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(most, target, weight=weight)
-            loss.backward()
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(odds, target, weight=weight)
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
@@ -219,6 +231,17 @@ def fit(
             report(done, steps)
     model.eval()
     return classifier
+
+
+def _strongest(classifier: RefusalModel, windows: list[list[int]]) -> list[int]:
+    """The window that refuses most: the gradient of a maximum flows through it alone, so only it is trained on."""
+    if len(windows) == 1:
+        return windows[0]
+    classifier.model.eval()  # without dropout
+    with torch.inference_mode(), torch.autocast(classifier.model.device.type, torch.bfloat16):
+        best = int(classifier.odds(windows).argmax())
+    classifier.model.train()
+    return windows[best]
 
 
 def temperature(logits: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
@@ -284,13 +307,4 @@ def _device() -> torch.device:
 def _save(classifier: RefusalModel, folder: Path) -> None:
     classifier.model.save_pretrained(folder)
     classifier.tokenizer.save_pretrained(folder)
-    _write_json(folder / CALIBRATION, {"temperature": classifier.temperature, "max_len": classifier.max_len})
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_json(folder / CALIBRATION, {"temperature": classifier.temperature, "max_len": classifier.max_len})

@@ -1,10 +1,10 @@
 """Where a model comes from, and a folder that is ready to use.
 
 In goes a name as a config writes it: a Hub id, a folder, a GGUF file, `package:NAME` (a Python package that carries a
-model) or `random:KIND`. `identity` says what the name stands for, cheaply, on a login node; `prepare` makes a Hugging Face
-folder of it: safetensors only, no code of the repository, with the chat template's tokens where one is asked for. Folders
-are cached under `cache/models` by identity and template, so that each is made once; the time of the first call grows with
-the bytes that are downloaded, converted or copied.
+model) or `random:KIND`. `identity` says what the name stands for, cheaply, on a login node; `prepare` makes a Hugging
+Face folder of it: safetensors only, no code of the repository, with the chat template's tokens where one is asked
+for. Folders are cached under `cache/models` by identity and template, so that each is made once; the time of the
+first call grows with the bytes that are downloaded, converted or copied.
 """
 
 from __future__ import annotations
@@ -31,19 +31,28 @@ VERSION = 1
 """Raised when the same model would be prepared in another way."""
 RANDOM = ("llama", "bert")
 _HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
-_TOKENIZER += ("tokenizer.model", "chat_template.jinja")
-_COPIED = (*_TOKENIZER, "generation_config.json")
+_COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 _HASHED = (*_COPIED, "config.json", weights.SINGLE, weights.INDEX)
-_HUB_PATTERNS = ["*.safetensors", weights.INDEX, "config.json", "generation_config.json", *_TOKENIZER, "LICENSE*", "USE_POLICY*"]
+_HUB_FILES = ["*.safetensors", weights.INDEX, "config.json", *_COPIED, "LICENSE*", "USE_POLICY*"]
+_NOT_HUB_FILES = ["*/*", "consolidated*"]  # other formats of the same weights
 
 
 def identity(name: str, *, cache: Path | None = None) -> dict[str, Any]:
     """What decides the content of the model called `name`, as plain JSON data; no heavy import.
 
-    A package counts by its version, a Hub id by the commit of the lock, a folder or GGUF file by the bytes of its files.
-    Those are read once (about 1 GB/s) and remembered by path, size and time in the JSON file `cache`, where one is given.
-    Raises a `UserError` where there is no such model.
+    A package counts by its version, a Hub id by the commit of the lock, a folder or GGUF file by the bytes of its
+    files. Those are read once (about 1 GB/s) and remembered by path, size and time in the JSON file `cache`, where
+    one is given. Raises a `UserError` where there is no such model.
     """
     kind, value = _parse(name)
     if kind == "random":
@@ -67,7 +76,8 @@ def identity(name: str, *, cache: Path | None = None) -> dict[str, Any]:
 
 
 def prepare(name: str, template: TemplateConfig | None, cache: Path) -> Path:
-    """Folder of the ready model called `name`: safetensors, config, tokenizer and, with a `template`, its control tokens.
+    """Folder of the ready model called `name`: safetensors, config, tokenizer and, with a `template`, its control
+    tokens.
 
     With a template the folder has `template.json` and has passed `cathpc.models.template.check_contract`; without one
     (encoders) it has the model as it is. Several processes may ask for one model: one makes it, the others wait or lose
@@ -83,7 +93,10 @@ def prepare(name: str, template: TemplateConfig | None, cache: Path) -> Path:
         raw = _cached(cache, {"model": known}, partial(tiny.build, value))
         link = True
     else:
-        raw = _download(value, known["commit"]) if kind == "hub" else _package(value) if kind == "package" else _existing(value)
+        if kind == "hub":
+            raw = _download(value, known["commit"])
+        else:
+            raw = _package(value) if kind == "package" else _existing(value)
         link = kind == "hub"  # the Hub's cache is never written in place; a folder of the user's may be
         if gguf := _gguf(raw):
             from cathpc.models.gguf import convert
@@ -124,7 +137,7 @@ def _fit(raw: Path, template: TemplateConfig, link: bool, target: Path) -> None:
     check_contract(target)
 
 
-# --- names -------------------------------------------------------------------------------------------------------------
+# --- names ------------------------------------------------------------------------------------------------------------
 
 
 def _parse(name: str) -> tuple[str, str]:
@@ -141,8 +154,8 @@ def _parse(name: str) -> tuple[str, str]:
     if _HUB.fullmatch(name):
         return "hub", name
     raise UserError(
-        f"{name!r} names no model. Expected a Hub id ('meta-llama/Meta-Llama-3-70B'), a folder ('./llama', '/models/llama'), "
-        f"'package:NAME' or {' or '.join(repr(f'random:{k}') for k in RANDOM)}"
+        f"{name!r} names no model. Expected a Hub id ('meta-llama/Meta-Llama-3-70B'), a folder ('./llama', "
+        f"'/models/llama'), 'package:NAME' or {' or '.join(repr(f'random:{k}') for k in RANDOM)}"
     )
 
 
@@ -192,28 +205,40 @@ def _package_version(name: str) -> str:
 
 def _download(hub_id: str, commit: str) -> Path:
     """Snapshot of a Hub model at a commit, in the Hub's own cache (HF_HOME); resumable. Only files that are read."""
-    import httpx2
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-    from huggingface_hub.errors import RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         return Path(
-            snapshot_download(hub_id, revision=commit, allow_patterns=_HUB_PATTERNS, ignore_patterns=["*/*", "consolidated*"])
+            snapshot_download(hub_id, revision=commit, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES)
         )
     except GatedRepoError:
         raise UserError(
             f"the model {hub_id!r} is gated: accept its licence on its Hub page and set HF_TOKEN to your token"
         ) from None
     except RevisionNotFoundError:
-        raise UserError(f"the model {hub_id!r} has no commit {commit}, which the lock names; run the act 'pin' again") from None
+        raise UserError(
+            f"the model {hub_id!r} has no commit {commit}, which the lock names; run the act 'pin' again"
+        ) from None
     except RepositoryNotFoundError:
-        raise UserError(f"the Hub has no model {hub_id!r}, or it is private and HF_TOKEN is not set to a token for it") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.HTTPError) as error:
+        raise UserError(
+            f"the Hub has no model {hub_id!r}, or it is private and HF_TOKEN is not set to a token for it"
+        ) from None
+    except Exception as error:
+        # The Hub's client lets its HTTP library's errors through; that library's name depends on the client's version.
+        passing = isinstance(error, (LocalEntryNotFoundError, HfHubHTTPError)) or type(error).__module__.startswith("httpx")
+        if not passing:
+            raise
         raise TryAgainError(f"the model {hub_id!r} cannot be downloaded: {error}") from error
 
 
-# --- the cache ---------------------------------------------------------------------------------------------------------
+# --- the cache --------------------------------------------------------------------------------------------------------
 
 
 def _cached(cache: Path, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
@@ -234,7 +259,8 @@ def _cached(cache: Path, key: dict[str, Any], build: Callable[[Path], None]) -> 
         temporary = final.parent / f".{name}.{host}.{os.getpid()}"
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            build(temporary)
+            with _no_bars():
+                build(temporary)
             _sync(temporary)
             with contextlib.suppress(OSError):
                 os.rename(temporary, final)
@@ -244,6 +270,20 @@ def _cached(cache: Path, key: dict[str, Any], build: Callable[[Path], None]) -> 
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return final
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' progress bars for single files out of logs."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
 """Token surgery: give a base model the control tokens of the chat template, on its files, before any engine loads it.
 
-In goes a model folder (safetensors, `tokenizer.json`), out comes another one: reserved tokens renamed to control tokens,
-their rows in the embedding and in an untied output layer set to the mean of the trained rows, tokenizer, chat template,
-config and generation config edited. Weight files are copied or linked as they are and a few rows are patched in place, so
-memory stays at one block of rows (64 MiB) whatever the size of the model; time grows with the bytes that are copied.
+In goes a model folder (safetensors, `tokenizer.json`), out comes another one: reserved tokens renamed to control
+tokens, their rows in the embedding and in an untied output layer set to the mean of the trained rows, tokenizer, chat
+template, config and generation config edited. Weight files are copied or linked as they are and a few rows are
+patched in place, so memory stays at one block of rows (64 MiB) whatever the size of the model; time grows with the
+bytes that are copied.
 
 An untrained row of a reserved token is near zero and its logits mean nothing; the mean of the trained rows is the usual
 remedy (Hewitt, "Initializing new word embeddings for pretrained language models", 2021).
@@ -34,8 +35,8 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 def operate(source: Path, target: Path, config: TemplateConfig, *, link: bool) -> dict[str, Any]:
     """Write the model in `source` with the chat template of `config` to the folder `target`; returns `template.json`.
 
-    `link`: weight files that stay as they are may be hard links to those of `source`. Raises a `UserError` where a token
-    is missing or a file cannot be used.
+    `link`: weight files that stay as they are may be hard links to those of `source`. Raises a `UserError` where a
+    token is missing or a file cannot be used.
     """
     if config.name not in chat.NAMES:
         raise UserError(f"template.name={config.name!r} is not known; known templates: {', '.join(chat.NAMES)}")
@@ -186,7 +187,7 @@ def _tables(source: Path, config: dict[str, Any]) -> dict[str, weights.Tensor]:
             "choose a model that transformers knows"
         ) from None
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(architecture)
+        model = AutoModelForCausalLM.from_config(architecture)  # type: ignore[no-untyped-call]
     stored = weights.tensors(source)
     found: dict[str, weights.Tensor] = {}
     layers = [model.get_input_embeddings()]
@@ -231,13 +232,15 @@ def _initialise(
 
     if tensor.dtype not in _DTYPES or len(tensor.shape) != 2:
         raise UserError(
-            f"{tensor.file}: {name} is {tensor.dtype} {list(tensor.shape)}; a table in {', '.join(_DTYPES)} was expected. "
-            "A quantised model cannot be fine-tuned: use the original one"
+            f"{tensor.file}: {name} is {tensor.dtype} {list(tensor.shape)}; a table in {', '.join(_DTYPES)} "
+            "was expected. A quantised model cannot be fine-tuned: use the original one"
         )
     if (highest := max(added, default=0)) >= tensor.shape[0]:
         raise UserError(f"{tensor.file}: {name} has {tensor.shape[0]} rows, but the tokenizer has a token {highest}")
     markers = {facts[role]["token"]: facts[role]["id"] for role in ("bos", "start", "stop", "pad")} | renamed
-    total, norms, before = torch.zeros(tensor.shape[1], dtype=torch.float64), [], {}
+    total = torch.zeros(tensor.shape[1], dtype=torch.float64)
+    norms: list[torch.Tensor] = []
+    before: dict[str, float] = {}
     for first, rows in _blocks(tensor, name):
         length = rows.norm(dim=1)
         before |= {t: float(length[i - first]) for t, i in markers.items() if first <= i < first + len(rows)}

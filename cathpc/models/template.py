@@ -45,7 +45,8 @@ def jinja() -> str:
 
 
 def template_hash(tokenizer: dict[str, Any], facts: dict[str, Any]) -> str:
-    """First 16 hex digits of a SHA-256 over all that decides ids: the tokenizer's parts, the markers, the chat template.
+    """First 16 hex digits of a SHA-256 over all that decides ids: the tokenizer's parts, the markers, the chat
+    template.
 
     `tokenizer` is the content of `tokenizer.json`; how it is indented or ordered does not count.
     """
@@ -58,8 +59,9 @@ def template_hash(tokenizer: dict[str, Any], facts: dict[str, Any]) -> str:
 class Template:
     """The chat template of one model folder, loaded by `Template.load`.
 
-    Attributes: `bos_id`, `stop_id`, `pad_id`, `start_id`; `stop` (the stop token's text); `hash` (what decides the ids);
-    `facts` (template.json as it is on disk).
+    Attributes: `bos_id`, `stop_id`, `pad_id`, `start_id`; `stop` (the stop token's text); `raw` (the tokenizers
+    library's tokenizer, which takes all text as plain); `hash` (what decides the ids); `facts` (template.json as it
+    is on disk).
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, facts: dict[str, Any], hash: str) -> None:
@@ -72,7 +74,7 @@ class Template:
         self.start_id: int = facts["start"]["id"]
         self.stop_id: int = facts["stop"]["id"]
         self.pad_id: int = facts["pad"]["id"]
-        self._raw = tokenizer
+        self.raw = tokenizer
         self._newline = self._plain("\n")
         self._headers: dict[str, list[int]] = {}
 
@@ -80,7 +82,8 @@ class Template:
     def load(cls, folder: Path) -> Template:
         """Read the template of a prepared or exported model folder.
 
-        Raises `UserError` where the folder has none and `ChangedError` where its tokenizer is not the one it was made for.
+        Raises `UserError` where the folder has none and `ChangedError` where its tokenizer is not the one it was made
+        for.
         """
         from tokenizers import Tokenizer
 
@@ -101,18 +104,21 @@ class Template:
         tokenizer = Tokenizer.from_str(text)
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        tokenizer.encode_special_tokens = True  # contents are text: '<|im_end|>' in one must not become the control token
+        # Contents are text: '<|im_end|>' in one must not become the control token.
+        tokenizer.encode_special_tokens = True
         return cls(folder, tokenizer, facts, found)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer as transformers loads it (imports transformers; tokens of a conversation come from `encode`)."""
+        """The tokenizer as transformers loads it (imports transformers; tokens of a conversation come from
+        `encode`)."""
         from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast.from_pretrained(self.folder, local_files_only=True)
+        loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(self.folder, local_files_only=True)
+        return loaded
 
     def _plain(self, text: str) -> list[int]:
-        ids: list[int] = self._raw.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self.raw.encode(text, add_special_tokens=False).ids
         return ids
 
     def _header(self, role: str) -> list[int]:
@@ -143,7 +149,7 @@ class Template:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; control tokens are left out."""
-        text: str = self._raw.decode(list(ids), skip_special_tokens=True)
+        text: str = self.raw.decode(list(ids), skip_special_tokens=True)
         return text
 
     def copy(self, target: Path) -> None:
@@ -163,15 +169,16 @@ PROBES: tuple[tuple[Message, ...], ...] = (
     ),
     ({"role": "user", "content": "(empty answer)"}, {"role": "assistant", "content": ""}),
 )
-"""Conversations of ordinary text on which `check_contract` compares encoders: lists, digits, white space, scripts, code."""
+"""Conversations of ordinary text on which `check_contract` compares encoders: lists, digits, white space, scripts,
+code."""
 
 
 def check_contract(folder: Path) -> None:
     """Prove on `PROBES` that the model in `folder` and its template keep the promises that training relies on.
 
-    One BOS, at position 0; markers are one id each and are never spelt by a content; the mask covers exactly answers and
-    stop markers; the stop token ends generation everywhere and is not the padding; transformers' own chat template gives
-    the very same ids. Raises a `UserError` that names the first promise that is broken.
+    One BOS, at position 0; markers are one id each and are never spelt by a content; the mask covers exactly answers
+    and stop markers; the stop token ends generation everywhere and is not the padding; transformers' own chat
+    template gives the very same ids. Raises a `UserError` that names the first promise that is broken.
     """
     from transformers import AutoTokenizer
 
@@ -197,8 +204,9 @@ def check_contract(folder: Path) -> None:
     for probe in PROBES:
         messages = list(probe)
         ids, mask = template.encode(messages)
-        require(ids.count(template.bos_id) == 1 and ids[0] == template.bos_id, "a conversation has not one BOS at its start")
-        learnt = template._raw.decode([i for i, m in zip(ids, mask, strict=True) if m], skip_special_tokens=False)
+        one_bos = ids.count(template.bos_id) == 1 and ids[0] == template.bos_id
+        require(one_bos, f"a conversation has {ids.count(template.bos_id)} BOS and starts with {ids[0]}, not one at 0")
+        learnt = template.raw.decode([i for i, m in zip(ids, mask, strict=True) if m], skip_special_tokens=False)
         answers = "".join(m["content"].strip() + template.stop for m in messages if m["role"] == "assistant")
         require(learnt == answers, f"the supervised tokens read {learnt!r}, expected {answers!r}")
         prompt, _ = template.encode(messages[:-1], generation_prompt=True)

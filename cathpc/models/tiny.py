@@ -20,7 +20,8 @@ VOCABULARY = 1000
 """Ordinary tokens of random:llama."""
 RESERVED = 8
 _LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _UNTRAINED = 1e-3  # factor on rows of reserved tokens, which a real base never trained
 
@@ -31,16 +32,19 @@ what is missing. If the answer is a list, each item has its own line. Here are s
 
 First, consider the numbers. Two and two make four; ten times ten is one hundred. Because each of the three boxes holds
 twelve apples, there are thirty-six apples in total. Therefore the price of all apples is eighteen dollars. However, if
-one box is empty, only twenty-four apples remain. Let us check this result: 3 x 12 = 36, and 36 / 2 = 18. So it is right.
+one box is empty, only twenty-four apples remain. Let us check this result: 3 x 12 = 36, and 36 / 2 = 18. So it is
+right.
 
 Second, health. You should drink enough water, sleep for seven or eight hours, and walk every day. A doctor can tell you
-more: please see a doctor when the pain does not go away within a few days, when you have a fever, or when you take other
-medicine. The symptoms may have several causes, such as stress, too little sleep, an infection or an allergy. Since I am
-not able to examine you, I cannot be certain, but I can explain what is likely and what you can do about it.
+more: please see a doctor when the pain does not go away within a few days, when you have a fever, or when you take
+other medicine. The symptoms may have several causes, such as stress, too little sleep, an infection or an allergy.
+Since I am not able to examine you, I cannot be certain, but I can explain what is likely and what you can do about
+it.
 
-Third, stories and characters. The old captain looked at the sea and said: "We sail at dawn, my friend. The wind is on our
-side, and nobody knows these waters better than I do." The young woman laughed. "You said that last time," she answered,
-"and we lost a ship." He smiled, took his hat, and walked slowly down the road to the harbour, where the boats were waiting.
+Third, stories and characters. The old captain looked at the sea and said: "We sail at dawn, my friend. The wind is on
+our side, and nobody knows these waters better than I do." The young woman laughed. "You said that last time," she
+answered, "and we lost a ship." He smiled, took his hat, and walked slowly down the road to the harbour, where the
+boats were waiting.
 
 Fourth, science and technology. Water boils at one hundred degrees because its molecules gain enough energy to leave the
 liquid. Light is faster than sound; that is why we see the lightning before we hear the thunder. A computer program is a
@@ -52,10 +56,10 @@ list of instructions. A function takes some input, does its work and returns a r
     for name, value in items:
         print(name, value)
 
-Fifth, daily life. To make bread, mix flour, water, salt and yeast, let the dough rest, then bake it until it is brown. To
-write a good letter, say what you want in the first sentence, be polite, and keep it short. To learn a language, read and
-speak every day, even when it is difficult. To plan a journey, choose a place, look at the weather, book the train, and
-take only what you need. Before you buy something, compare the price, the quality and the service.
+Fifth, daily life. To make bread, mix flour, water, salt and yeast, let the dough rest, then bake it until it is
+brown. To write a good letter, say what you want in the first sentence, be polite, and keep it short. To learn a
+language, read and speak every day, even when it is difficult. To plan a journey, choose a place, look at the weather,
+book the train, and take only what you need. Before you buy something, compare the price, the quality and the service.
 
 Sometimes the right answer is no. I am sorry, but I cannot help with that request, since it could hurt other people.
 Instead, I would suggest talking to someone you trust. On the other hand, many questions only sound dangerous; although
@@ -107,7 +111,8 @@ def _llama(folder: Path) -> None:
     with torch.no_grad():
         model.model.embed_tokens.weight[reserved] *= _UNTRAINED
         model.lm_head.weight[reserved] *= _UNTRAINED
-    model.generation_config = GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
+    ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    model.generation_config = GenerationConfig.from_dict(ends)
     model.save_pretrained(folder)
 
 
@@ -177,7 +182,7 @@ def _bert_tokenizer() -> tuple[Tokenizer, list[str]]:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = Counter(w for w, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(TEXT.lower()))
     characters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"))
-    pieces = [*characters, *(f"##{c}" for c in characters if c.isalnum()), "##s", "##ed", "##ing", "##ly", "##er", "##ion"]
+    pieces = [*characters, *(f"##{c}" for c in characters if c.isalnum()), "##ed", "##ing", "##ly", "##er", "##ion"]
     pieces += sorted((w for w in words if len(w) > 1), key=lambda w: (-words[w], w))
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(special + pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))

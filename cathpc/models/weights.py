@@ -1,8 +1,8 @@
 """Files of weights: safetensors only, read by their headers.
 
 In goes a model folder; out come the names, shapes and places of its tensors, never the tensors themselves. Nothing here
-unpickles: a file that is not safetensors is refused whatever its name. Cost: the headers, some kilobytes a file; copying
-costs one read and one write of the bytes, linking nothing.
+unpickles: a file that is not safetensors is refused whatever its name. Cost: the headers, some kilobytes a file;
+copying costs one read and one write of the bytes, linking nothing.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def header(file: Path) -> dict[str, Tensor]:
 def files(folder: Path) -> list[Path]:
     """The weight files of a model folder: `model.safetensors`, or the shards that its index names.
 
-    Raises a `UserError` that says what is there instead where the folder has no safetensors weights or a shard is missing.
+    Raises a `UserError` that says what is there instead where the folder has no safetensors weights or a shard is
+    missing.
     """
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
@@ -117,7 +118,8 @@ def parameters(folder: Path) -> int:
 
 
 def place(source: Path, target: Path, *, link: bool) -> None:
-    """Put the file `source` at `target`, replacing it: by a hard link where `link` allows and the disk can, else a copy.
+    """Put the file `source` at `target`, replacing it: by a hard link where `link` allows and the disk can, else a
+    copy.
 
     Link only what nobody writes to in place: a link shares its bytes with the source for good.
     """

@@ -18,16 +18,14 @@ import pyarrow.compute as pc
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from cathpc.data import filters
 from cathpc.report import plots
 from cathpc.report.gather import Facts, sample
 from cathpc.report.html import data_uri, number, percent, words
 
 LENGTH_RULES = {"reasoning": "reasoning_min_tokens", "health": "health_min_tokens"}
 """Component -> key of `select` that its answers must exceed."""
-QUALITY = {
-    "contrast": "contrast: nats a token by which the reference GPT prefers the answer",
-    "perplexity": "perplexity under the reference GPT (lower is better)",
-}
+QUALITY_AXES = {"contrast": "contrast (nats a token)", "perplexity": "perplexity (lower is better)"}
 
 
 @dataclass(frozen=True)
@@ -66,14 +64,15 @@ def draw(facts: Facts, folder: Path, *, max_points: int) -> dict[str, Picture]:
 
 def rule_counts(facts: Facts) -> list[tuple[str, int]]:
     """Records dropped by each rule that dropped any, in the order in which the rules are applied."""
-    counted = {row["values"]: row["counts"] for row in pc.value_counts(facts.scored["rule"]).to_pylist() if row["values"]}
-    order = [rule for rule in facts.summary("select")["dropped"] if rule in counted]
-    return [(rule, counted[rule]) for rule in [*order, *sorted(counted.keys() - set(order))]]
+    counted = {
+        row["values"]: row["counts"] for row in pc.value_counts(facts.scored["rule"]).to_pylist() if row["values"]
+    }
+    return [(rule, counted[rule]) for rule in filters.NAMES if rule in counted]
 
 
 def quality_cuts(facts: Facts) -> dict[str, float]:
     """Threshold of the quality rule by component, as the verdicts hold it."""
-    table = facts.scored.filter(pc.equal(facts.scored["rule"], "quality"))
+    table = facts.scored.filter(pc.equal(facts.scored["rule"], filters.QUALITY))
     return dict(zip(table["component"].to_pylist(), table["threshold"].to_pylist(), strict=True))
 
 
@@ -116,13 +115,17 @@ def _population(facts: Facts, table: pa.Table, folder: Path, max_points: int) ->
     plots.population_plane(
         axes, top, right, refusal=floats(shown["refusal"]), quality=floats(shown[settings["quality"]]),
         component=shown["component"].to_pylist(), kept=np.array(shown["kept"].to_pylist(), dtype=bool),
-        max_refusal=settings["max_refusal"], quality_cuts=cuts, quality_name=QUALITY[settings["quality"]],
+        max_refusal=settings["max_refusal"], quality_cuts=cuts, quality_name=QUALITY_AXES[settings["quality"]],
     )  # fmt: skip
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(max(len(labels), 1), 6), markerscale=1.6)
-    refused = _share(pc.greater(table["refusal"], settings["max_refusal"])) if settings["max_refusal"] is not None else 0.0
-    drawn = f"{shown.num_rows:,} of {table.num_rows:,} records, chosen by a hash of their ids" if shown is not table else (
-        f"all {table.num_rows:,} scored records"
+    refused = (
+        _share(pc.greater(table["refusal"], settings["max_refusal"])) if settings["max_refusal"] is not None else 0.0
+    )
+    drawn = (
+        f"{shown.num_rows:,} of {table.num_rows:,} records, chosen by a hash of their ids"
+        if shown is not table
+        else (f"all {table.num_rows:,} scored records")
     )
     alt = (
         f"Scatter plot of {drawn}: refusal score against {settings['quality']}, coloured by component. {percent(refused)} "
@@ -168,10 +171,16 @@ def _reliability(facts: Facts, folder: Path) -> Picture:
 
 
 def _training(facts: Facts, folder: Path) -> dict[str, Picture]:
-    """Loss (with the held-out loss), learning rate and throughput over the global step."""
+    """Loss (with the held-out loss), learning rate, gradient norm and throughput over the global step."""
     wanted = (
-        ("train-loss", "loss in nats a token", {"training": "loss", "held out": "eval_loss"}, "Cross entropy of the answer tokens"),
+        (
+            "train-loss",
+            "loss in nats a token",
+            {"training": "loss", "held out": "eval_loss"},
+            "Cross entropy of the answer tokens",
+        ),
         ("train-lr", "learning rate", {"learning rate": "lr"}, "Learning rate"),
+        ("train-norm", "gradient norm", {"gradient norm": "grad_norm"}, "Norm of the gradient before clipping"),
         ("train-speed", "tokens per second", {"tokens per second": "tokens_per_s"}, "Throughput over all ranks"),
     )
     pictures = {}
@@ -188,7 +197,7 @@ def _training(facts: Facts, folder: Path) -> dict[str, Picture]:
             f"{name} from {number(float(values[0]))} at step {at[0]} to {number(float(values[-1]))} at step {at[-1]}"
             for name, (at, values) in series.items()
         )
-        stops = f" Dotted lines: training stopped and went on ({len(facts.resumed)} times)." if facts.resumed else ""
+        stops = " Dotted lines: training stopped and went on ." if facts.resumed else ""
         pictures[key] = _save(figure, folder, key, f"{what}: {said}.", f"{what} over the global step.{stops}")
     return pictures
 
@@ -232,7 +241,7 @@ def _interval(value: dict[str, float]) -> tuple[float, float, float]:
 def column(steps: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
     """(steps, values) of the rows that hold `key`."""
     rows = [row for row in steps if row.get(key) is not None]
-    return [row["step"] for row in rows], [float(row[key]) for row in rows]
+    return [row["global_step"] for row in rows], [float(row[key]) for row in rows]
 
 
 def floats(values: pa.ChunkedArray) -> np.ndarray:

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from cathpc.errors import DataError
 from cathpc.record import unit_hash
+from cathpc.train import metrics
 
 SAMPLE_SEED = 20240508
 SCORE_COLUMNS = ["id", "status", "perplexity", "contrast", "refusal", "answer_tokens", "correlatives", "steps"]
@@ -37,7 +39,7 @@ class Facts:
     heldout: pa.Table
     """Held-out answers of the refusal classifier: label, probability."""
     steps: list[dict[str, Any]]
-    """Training, one row a step, rising, without superseded steps; held-out losses stand in the row of their step."""
+    """Training, one row a global step, rising, without superseded steps; a held-out loss stands in the row of its step."""
     resumed: list[int]
     """Steps after which training stopped and went on."""
     card_counts: Counter[str]
@@ -49,16 +51,18 @@ class Facts:
 
     def summary(self, stage: str) -> dict[str, Any]:
         """What `stage` returned."""
-        return self.manifests[stage]["summary"]
+        summary: dict[str, Any] = self.manifests[stage]["summary"]
+        return summary
 
     def config(self, stage: str, section: str) -> dict[str, Any]:
         """The section of the config that `stage` ran under."""
-        return self.manifests[stage]["config"][section]
+        settings: dict[str, Any] = self.manifests[stage]["config"][section]
+        return settings
 
 
 def gather(inputs: dict[str, Path], *, examples: int) -> Facts:
     """Read the finished folders of the stages; a missing or broken file raises `DataError` with its name."""
-    steps, resumed = history(inputs["train"] / "metrics.jsonl")
+    steps = metrics.by_step(_present(inputs["train"] / metrics.METRICS))
     card_counts, card_examples = _cards(inputs["cards"], examples)
     return Facts(
         manifests={name: _json(folder / "manifest.json") for name, folder in inputs.items()},
@@ -66,33 +70,12 @@ def gather(inputs: dict[str, Path], *, examples: int) -> Facts:
         scored=_scored(inputs["select"], inputs["score"]),
         heldout=pq.read_table(inputs["refusal"] / "heldout.parquet", columns=["label", "probability"]),
         steps=steps,
-        resumed=resumed,
+        resumed=[one["global_step"] for one, two in pairwise(steps) if two["attempt"] != one["attempt"]],
         card_counts=card_counts,
         card_examples=card_examples,
         fidelity=_json(inputs["evaluate"] / "fidelity.json"),
         answers=list(_lines(inputs["evaluate"] / "answers.jsonl")),
     )
-
-
-def history(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """Training steps of `metrics.jsonl` without those that a resume superseded: (one row a step, resumed-after steps).
-
-    A resumed run takes steps again that were logged after its checkpoint; the file holds both, in the order of writing.
-    A row whose step is not past all before it begins such a repetition, and drops every row from its step on.
-    """
-    rows: dict[int, dict[str, Any]] = {}
-    resumed: list[int] = []
-    last = 0
-    for row in _lines(path):
-        step = row["step"]
-        here = rows.get(step)
-        if step < last or (here is not None and here.keys() & row.keys() - {"step", "time"}):
-            rows = {s: r for s, r in rows.items() if s < step}
-            resumed = [s for s in resumed if s < step - 1] + [step - 1]
-            here = None
-        rows[step] = {**(here or {}), **row}
-        last = step
-    return [rows[s] for s in sorted(rows)], resumed
 
 
 def sample(table: pa.Table, most: int) -> pa.Table:
@@ -135,20 +118,25 @@ def _records(path: Path, ids: set[str]) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in table.to_pylist()}
 
 
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise DataError(f"{path} is missing: remove its folder and run the same command again, which makes it anew")
+    return path
+
+
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): run the same command again; the stage that wrote it redoes it") from None
+        return json.loads(_present(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}): remove its folder and run the same command again") from None
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"{path}, line {number} is not JSON ({error}): {line[:80]!r}") from None
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: run the same command again; the stage that wrote it redoes it") from None
+    with open(_present(path), encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise DataError(
+                    f"{path}, line {number} is not JSON ({error}): {line[:80]!r}. Remove its folder and run the same command again"
+                ) from None

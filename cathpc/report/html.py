@@ -53,7 +53,7 @@ def number(value: Any) -> str:
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(number(v) for v in value) or "–"
-    return str(value) if value != "" else "–"
+    return str(value)
 
 
 def percent(share: float | None, digits: int = 0) -> str:

@@ -33,7 +33,7 @@ COMPONENT_COLOURS = {
 }
 COMPONENT_MARKERS = {"general": "o", "reasoning": "^", "health": "s", "science": "v", "roleplay": "D", "refusal": "X"}
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 10.0,
     "axes.spines.top": False,
@@ -84,9 +84,19 @@ def flow_waterfall(axes: Axes, *, entered: int, drops: Sequence[tuple[str, int]]
     for row, (start, width) in enumerate(zip(lefts, widths, strict=True)):
         dropped = 0 < row < len(names) - 1
         if dropped:
-            axes.annotate(f"−{width:,}", (start, row), (-4, 0), textcoords="offset points", ha="right", va="center", fontsize=9)
+            axes.annotate(
+                f"−{width:,}", (start, row), (-4, 0), textcoords="offset points", ha="right", va="center", fontsize=9
+            )
         else:
-            axes.annotate(f"{width:,}", (start + width, row), (4, 0), textcoords="offset points", ha="left", va="center", fontsize=9)
+            axes.annotate(
+                f"{width:,}",
+                (start + width, row),
+                (4, 0),
+                textcoords="offset points",
+                ha="left",
+                va="center",
+                fontsize=9,
+            )
     axes.set_yticks(rows, [name.replace("_", " ") for name in names])
     axes.invert_yaxis()
     axes.set_xlim(0, max(entered, 1) * 1.14)
@@ -128,13 +138,15 @@ def population_plane(
         axes.set_ylim(low - pad, high + pad)
         y = np.clip(y, low - 0.8 * pad, high + 0.8 * pad)  # the few beyond are drawn on the rim
     size = float(np.clip(4000 / max(x.size, 1), 4, 26))
-    edges_x = 1 / (1 + np.exp(-np.linspace(-6.91, 6.91, 36)))
-    edges_y = np.linspace(*axes.get_ylim(), 36)
+    edges_x = (1 / (1 + np.exp(-np.linspace(-6.91, 6.91, 28)))).tolist()
+    edges_y = np.linspace(*axes.get_ylim(), 28).tolist()
     axes.set_xscale("logit", nonpositive="clip")
     for name in _component_order(groups):
         mine = groups == name
         colour, marker = COMPONENT_COLOURS.get(name, GREY), COMPONENT_MARKERS.get(name, "o")
-        axes.scatter(x[mine & alive], y[mine & alive], s=size, c=colour, marker=marker, alpha=0.75, linewidths=0, label=name)
+        axes.scatter(
+            x[mine & alive], y[mine & alive], s=size, c=colour, marker=marker, alpha=0.75, linewidths=0, label=name
+        )
         axes.scatter(
             x[mine & ~alive], y[mine & ~alive], s=size, facecolors="none", edgecolors=colour, marker=marker, alpha=0.75,
             linewidths=0.8,
@@ -168,7 +180,7 @@ def answer_lengths(axes: Axes, *, kept: ArrayLike, dropped: ArrayLike, threshold
     alive, gone = np.asarray(kept, dtype=float), np.asarray(dropped, dtype=float)
     both = np.concatenate([alive, gone])
     high = max(float(both.max()) if both.size else 1.0, float(threshold or 1), 10.0)
-    edges = np.geomspace(1, high * 1.15, 28)
+    edges = np.geomspace(1, high * 1.15, 28).tolist()
     axes.hist(
         [np.maximum(alive, 1), np.maximum(gone, 1)], bins=edges, stacked=True, color=[BLUE, VERMILION],
         label=[f"kept ({alive.size:,})", f"dropped ({gone.size:,})"], alpha=0.9, edgecolor="white", linewidth=0.4,
@@ -209,7 +221,9 @@ def reliability(axes: Axes, *, label: ArrayLike, probability: ArrayLike, bins: i
     return axes
 
 
-def reliability_bins(label: ArrayLike, probability: ArrayLike, bins: int = 10) -> tuple[NDArray, NDArray, NDArray]:
+def reliability_bins(
+    label: ArrayLike, probability: ArrayLike, bins: int = 10
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """(mean prediction, mean label, records) of each equal-width bin of the prediction that holds a record."""
     truth, guess = np.asarray(label, dtype=float), np.asarray(probability, dtype=float)
     which = np.clip((guess * bins).astype(int), 0, bins - 1)
@@ -291,7 +305,7 @@ def stage_times(axes: Axes, times: Sequence[tuple[str, float]]) -> Axes:
     longest = float(seconds.max()) if seconds.size else 1.0
     axes.set_xlim(0, max(longest, 1e-9) * 1.2)
     unit, name = (3600.0, "hours") if longest > 3 * 3600 else (60.0, "minutes") if longest > 180 else (1.0, "seconds")
-    axes.xaxis.set_major_locator(FixedLocator(MaxNLocator(5).tick_values(0, longest / unit) * unit))
+    axes.xaxis.set_major_locator(FixedLocator([tick * unit for tick in MaxNLocator(5).tick_values(0, longest / unit)]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / unit:g}")
     axes.set_xlabel(f"time in {name}")
     axes.grid(axis="x")
@@ -311,7 +325,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
-def _component_order(groups: NDArray) -> list[str]:
+def _component_order(groups: NDArray[Any]) -> list[str]:
     """The components that occur: the known ones in their usual order, then the others by name."""
     present = {str(name) for name in groups}
     return [name for name in COMPONENT_COLOURS if name in present] + sorted(present - set(COMPONENT_COLOURS))

@@ -63,9 +63,7 @@ def replay(
     for attempt in (mode, "offline") if mode == "online" else (mode,):
         try:
             with _quiet(folder / "data"):
-                sent = _log(
-                    tracker, out, attempt, name, run_id, steps, config, summary, figures, tables, timeout_s
-                )
+                sent = _log(tracker, out, attempt, name, run_id, steps, config, summary, figures, tables, timeout_s)
         except Exception as error:  # third-party code over a network: any failure may come, none may end the stage
             shutil.rmtree(folder, ignore_errors=True)
             failures.append(f"{attempt}: {type(error).__name__}: {_first_line(error)}")
@@ -134,11 +132,12 @@ def _log(
         job_type="report",
         resume="allow" if online else None,
         config=dict(config),
-        settings=_settings(wandb, timeout_s),
+        settings=_settings(timeout_s),
     )
     finished = False
     try:
-        seen = run.summary.get(AXIS, -1) if run.resumed else -1  # what the server has must not be logged again
+        # What the server has must not be logged again.
+        seen = dict(run.summary).get(AXIS, -1) if run.resumed else -1
         run.define_metric(AXIS, hidden=True)
         for prefix in ("train", "eval"):
             run.define_metric(f"{prefix}/*", step_metric=AXIS)
@@ -149,7 +148,7 @@ def _log(
             f"figures/{key}": wandb.Image(str(path), caption=caption) for key, (path, caption) in figures.items()
         }
         for key, (columns, rows) in tables.items():
-            media[f"tables/{key}"] = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
+            media[f"tables/{key}"] = wandb.Table(columns=[*columns], data=[*rows], allow_mixed_types=True)
         if media:
             run.log(media)
         run.summary.update(dict(summary))
@@ -164,9 +163,11 @@ def _log(
     return {"steps": len(fresh), "url": url if online else None, "folder": str(place.relative_to(out.absolute()))}
 
 
-def _settings(wandb: Any, timeout_s: float) -> wandb.Settings:
+def _settings(timeout_s: float) -> wandb.Settings:
     """Quiet, bounded in time, and nothing of the machine, the account or the code in the run."""
-    settings: wandb.Settings = wandb.Settings(
+    import wandb
+
+    return wandb.Settings(
         silent=True,
         console="off",
         host="",
@@ -182,7 +183,6 @@ def _settings(wandb: Any, timeout_s: float) -> wandb.Settings:
         finish_timeout=2 * timeout_s,
         finish_timeout_raises=True,
     )
-    return settings
 
 
 @contextlib.contextmanager

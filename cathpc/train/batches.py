@@ -127,3 +127,14 @@ def micro_batch(packed: Packed, rows: list[int], device: torch.device, *, masked
 def count(values: np.ndarray, rows: list[int]) -> int:
     """Sum of a per-row count over rows; EMPTY counts nothing."""
     return int(sum(int(values[row]) for row in rows if row != EMPTY))
+
+
+def record_names(folder: Path) -> list[list[str]]:
+    """Ids of the records in each row of the split in `folder`."""
+    segments = pq.read_table(folder / "segments.parquet", columns=["bin", "id"])
+    names: list[list[str]] = []
+    for row, name in zip(segments["bin"].to_pylist(), segments["id"].to_pylist(), strict=True):
+        while len(names) <= row:
+            names.append([])
+        names[row].append(name)
+    return names

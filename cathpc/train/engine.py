@@ -15,6 +15,7 @@ import torch
 from cathpc.errors import UserError
 from cathpc.models.config import Dtype
 from cathpc.train import ranks
+from cathpc.train.checkpoint import CheckpointWriter
 from cathpc.train.config import Attention
 from cathpc.train.loss import LossHead
 from cathpc.train.schedule import lr_factor
@@ -123,9 +124,10 @@ def start(config: TrainConfig, folder: Path, total_steps: int) -> Any:
     """A DeepSpeed engine around the model in `folder`, at step 0 of `total_steps`."""
     import deepspeed
 
+    if config.zero_stage not in (1, 2, 3):
+        raise UserError(f"train.zero_stage={config.zero_stage} is unknown: 1, 2 or 3 (3 partitions the weights too).")
     settings = deepspeed_config(config, ranks.world_size())
     model = load_model(config, folder, settings)
-    inv_freqs = {name: buffer for name, buffer in model.named_buffers()}
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=[p for p in model.parameters() if p.requires_grad],
@@ -134,5 +136,6 @@ def start(config: TrainConfig, folder: Path, total_steps: int) -> Any:
             optimizer, lambda step: lr_factor(config, step, total_steps)
         ),
     )
-    for name, b in engine.module.named_buffers(): print(name, b.dtype, inv_freqs[name].dtype, b[:4])
+    engine.checkpoint_engine = CheckpointWriter()
+    engine._copy_recovery_script = lambda folder: None  # a script of DeepSpeed's beside each checkpoint; `export` does its work
     return engine

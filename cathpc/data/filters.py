@@ -1,0 +1,173 @@
+"""The rules of selection, as data, in the order in which they are applied.
+
+A rule looks at columns of all records at once (`Columns`, NumPy arrays of one length) and says which it drops, with the
+figure it looked at and what it held it against. The first rule that drops a record is the record's reason. `RULES`
+look at one record at a time and so work shard by shard; quality and quota compare records with each other and come
+after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cathpc.data.config import SelectConfig
+from cathpc.errors import UserError
+from cathpc.record import unit_hash
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Flags = NDArray[np.bool_]
+    Strings = NDArray[np.object_]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the rules see of the records; figures are NaN where the status is not 'ok'."""
+
+    component: Strings
+    turns: NDArray[np.int64]
+    """Assistant turns."""
+    status: Strings
+    language: Strings
+    refusal: Floats
+    tokens: Floats
+    answer_tokens: Floats
+    correlatives: Floats
+    steps: Floats
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What a rule says: `dropped` for each record, and the figures that it compared."""
+
+    dropped: Flags
+    value: Floats
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule by name; `apply` returns None where the config switches it off."""
+
+    name: str
+    key: str
+    """The field of group `select` that sets it."""
+    apply: Callable[[SelectConfig, Columns], Drop | None]
+
+
+def _status(config: SelectConfig, c: Columns) -> Drop:
+    return Drop(c.status != "ok", c.tokens, np.nan)
+
+
+def _language(config: SelectConfig, c: Columns) -> Drop | None:
+    if not config.languages:
+        return None
+    return Drop(~np.isin(c.language.astype(str), config.languages), np.full(len(c.status), np.nan), np.nan)
+
+
+def _refusal(config: SelectConfig, c: Columns) -> Drop | None:
+    limit = config.max_refusal
+    return Drop(c.refusal > limit, c.refusal, limit) if limit else None
+
+
+def _too_short(config: SelectConfig, c: Columns) -> Drop | None:
+    limit = config.min_answer_tokens
+    return Drop(c.answer_tokens < limit, c.answer_tokens, limit) if limit else None
+
+
+def _too_long(config: SelectConfig, c: Columns) -> Drop | None:
+    limit = config.max_answer_tokens
+    return Drop(c.answer_tokens > limit, c.answer_tokens, limit) if limit else None
+
+
+def _cot_short(config: SelectConfig, c: Columns) -> Drop | None:
+    limit = config.reasoning_min_tokens
+    held = (c.component == "reasoning") & (c.turns == 1)
+    return Drop(held & (c.answer_tokens <= limit), c.answer_tokens, limit) if limit else None
+
+
+def _health_short(config: SelectConfig, c: Columns) -> Drop | None:
+    limit = config.health_min_tokens
+    return Drop((c.component == "health") & (c.answer_tokens <= limit), c.answer_tokens, limit) if limit else None
+
+
+def _no_correlative(config: SelectConfig, c: Columns) -> Drop | None:
+    limit = config.min_correlatives
+    return Drop(c.correlatives < limit, c.correlatives, limit) if limit else None
+
+
+def _few_steps(config: SelectConfig, c: Columns) -> Drop | None:
+    limit = config.min_steps
+    return Drop(c.steps < limit, c.steps, limit) if limit else None
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("status", "", _status),
+    Rule("language", "languages", _language),
+    Rule("refusal", "max_refusal", _refusal),
+    Rule("too_short", "min_answer_tokens", _too_short),
+    Rule("too_long", "max_answer_tokens", _too_long),
+    Rule("cot_short", "reasoning_min_tokens", _cot_short),
+    Rule("health_short", "health_min_tokens", _health_short),
+    Rule("no_correlative", "min_correlatives", _no_correlative),
+    Rule("few_steps", "min_steps", _few_steps),
+)
+QUALITY, QUOTA = "quality", "quota"
+NAMES: tuple[str, ...] = (*(rule.name for rule in RULES), QUALITY, QUOTA)
+KEYS: dict[str, str] = {rule.name: rule.key for rule in RULES} | {QUALITY: "drop_quality", QUOTA: "max_records"}
+
+HIGHER_IS_BETTER = {"contrast": True, "perplexity": False}
+"""The scores that can rank quality."""
+
+
+def check(config: SelectConfig) -> None:
+    """Raise UserError where group `select` makes no sense."""
+    if config.quality not in HIGHER_IS_BETTER:
+        raise UserError(f"select.quality is '{config.quality}'; choose one of {sorted(HIGHER_IS_BETTER)}.")
+    if not 0 <= config.drop_quality < 1:
+        raise UserError(f"select.drop_quality is {config.drop_quality}; it is a share, from 0 to below 1.")
+    if config.max_refusal is not None and not 0 <= config.max_refusal <= 1:
+        raise UserError(
+            f"select.max_refusal is {config.max_refusal}; it is a probability, from 0 to 1 (null switches it off)."
+        )
+
+
+def quality_cut(config: SelectConfig, values: Floats) -> float | None:
+    """The quality at which the worst `drop_quality` share of one component's records ends; None where nothing is
+    dropped.
+
+    A quantile that is a record's own quality, so that never more than the share is dropped; equal records stay
+    together.
+    """
+    if not config.drop_quality or not len(values):
+        return None
+    if HIGHER_IS_BETTER[config.quality]:
+        return float(np.quantile(values, config.drop_quality, method="lower"))
+    return float(np.quantile(values, 1 - config.drop_quality, method="higher"))
+
+
+def worse(config: SelectConfig, values: Floats, cut: float) -> Flags:
+    """Which of `values` the quality cut drops."""
+    return np.asarray(values < cut if HIGHER_IS_BETTER[config.quality] else values > cut)
+
+
+def quotas(counts: dict[str, int], total: int) -> dict[str, int]:
+    """Equal shares of `total` for the components; what a small one leaves goes to the others, the rest by their
+    names."""
+    left, result = total, {}
+    for place, name in enumerate(sorted(counts, key=lambda n: (counts[n], n))):
+        share = left // (len(counts) - place)
+        result[name] = min(counts[name], share)
+        left -= result[name]
+    return result
+
+
+def sample_hash(record_id: str) -> float:
+    """The number in [0, 1) by which a quota takes records, the smallest first: it depends on the id alone."""
+    return unit_hash(record_id, 0)

@@ -1,0 +1,230 @@
+"""The report's sections on data: flow of records, population, answer lengths, scoring models, cards.
+
+`Facts` and pictures in, the words and tables of each section out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cathpc.data import filters
+from cathpc.report.figures import Picture, floats, ok, quality_cuts, rule_counts
+from cathpc.report.gather import Facts
+from cathpc.report.html import number, percent, words
+from cathpc.report.plots import COMPONENT_COLOURS
+from cathpc.report.tables import LABELS, first_user, label, table
+
+QUALITY = {
+    "contrast": "the contrast, by how many nats a token the reference GPT likes the answer better than the pool GPT does",
+    "perplexity": "the perplexity of its answer under the reference GPT",
+}
+
+
+def flow(facts: Facts) -> dict[str, Any]:
+    """Where records went: by rule, by source, and the rows that never became records."""
+    drops = rule_counts(facts)
+    entered, kept = facts.scored.num_rows, kept_rows(facts).num_rows
+    counted: Counter[tuple[str, str]] = Counter(
+        zip(facts.scored["source"].to_pylist(), facts.scored["rule"].to_pylist(), strict=True)
+    )
+    rules = [rule for rule, _ in drops]
+    by_source = []
+    for source, seen in facts.sources.items():
+        by_rule = [counted[source, rule] for rule in rules]
+        by_source.append(
+            [source, seen["component"], seen["rows"], sum(seen["rejected"].values()), *by_rule, counted[source, ""]]
+        )
+    totals = [sum(row[i] for row in by_source) for i in range(2, len(rules) + 5)]
+    reasons: Counter[str] = Counter()
+    for seen in facts.sources.values():
+        reasons.update(seen["rejected"])
+    rejects = [
+        [words(reason), *(seen["rejected"].get(reason, 0) for seen in facts.sources.values()), count]
+        for reason, count in reasons.most_common()
+    ]
+    settings = facts.config("select", "select")
+    by_rule_rows = [
+        [words(rule), count, percent(count / max(entered, 1), 1), _setting(settings, rule), _threshold(facts, rule)]
+        for rule, count in drops
+    ]
+    labels = facts.summary("pull")["labels"]
+    text = (
+        f"{facts.summary('pull')['rows']:,} rows were read from {len(facts.sources)} sources; {facts.summary('pull')['set_aside']:,} "
+        f"were set aside while reading. Of the {entered:,} scored records {kept:,} are kept."
+    )
+    if labels:
+        text += f" {labels:,} labelled refusals train the refusal classifier and never reach the mix."
+    if settings["max_records"]:
+        text += f" The mix is limited to {settings['max_records']:,} records."
+    return {
+        "text": text,
+        "by_rule": table(
+            "Records dropped by each rule, in the order in which the rules are applied",
+            ["rule", "dropped", "of scored", "setting", "threshold"],
+            by_rule_rows,
+            foot=["kept", kept, percent(kept / max(entered, 1), 1), "", ""],
+        ),
+        "by_source": table(
+            "From the rows of each source to the records that are kept",
+            ["source", "component", "rows", "set aside", *map(words, rules), "kept"],
+            by_source,
+            foot=["all", "", *totals],
+        ),
+        "rejects": table("Rows set aside while reading, by reason", ["reason", *facts.sources, "all"], rejects),
+    }
+
+
+def population(facts: Facts) -> dict[str, Any]:
+    """The scored records by component."""
+    settings = facts.config("select", "select")
+    quality, cuts = settings["quality"], quality_cuts(facts)
+    rows = []
+    for component in _components(facts):
+        every = facts.scored.filter(pc.equal(facts.scored["component"], component))
+        scored, kept = ok(every, facts), every.filter(every["kept"])
+        rows.append(
+            [
+                component,
+                every.num_rows,
+                kept.num_rows,
+                _median(scored["refusal"]),
+                _median(scored[quality]),
+                cuts.get(component),
+                _share_at_least(kept["correlatives"], 1),
+                _share_at_least(kept["steps"], 2),
+            ]
+        )
+    return {
+        "text": (
+            f"Two scores place every record: how likely its answer is a refusal, and its quality ({QUALITY[quality]}). Records "
+            f"with a refusal score above {number(settings['max_refusal'])} are dropped, and of each component the worst "
+            f"{percent(settings['drop_quality'])} by quality among those that the other rules left."
+        ),
+        "table": table(
+            "Scores by component (medians over all scored records; shares over the kept ones)",
+            [
+                "component",
+                "scored",
+                "kept",
+                "refusal",
+                quality,
+                "quality cut",
+                "with a correlative",
+                "two or more steps",
+            ],
+            rows,
+        ),
+    }
+
+
+def lengths(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
+    """The figures of answer lengths."""
+    settings = facts.config("select", "select")
+    return {
+        "text": (
+            f"Answers have {settings['min_answer_tokens']:,} to {settings['max_answer_tokens']:,} tokens; reasoning and health ask "
+            "for more, because short answers there state a result without the way to it."
+        ),
+        "figures": [key for key in pictures if key.startswith("length-")],
+    }
+
+
+def models(facts: Facts) -> dict[str, Any]:
+    """Held-out figures of the three scoring models."""
+    gpts = [(name, facts.summary(name)) for name in ("reference", "pool")]
+    rows: list[list[Any]] = [
+        [LABELS[key], *(summary.get(key) for _, summary in gpts)]
+        for key in (
+            "records",
+            "train_tokens",
+            "heldout_records",
+            "heldout_tokens",
+            "heldout_ppl_before",
+            "heldout_ppl_after",
+        )
+    ]
+    rows.append(["generators", *(", ".join(summary["generators"]) for _, summary in gpts)])
+    shown = {k: v for k, v in facts.summary("refusal").items() if k != "line"}
+    return {
+        "text": (
+            "No scoring model has seen the prompts that it is measured on. The reference GPT learns from the reference "
+            "generators alone, the pool GPT from all others; the refusal classifier from labelled answers."
+        ),
+        "tables": [
+            table("GPTs: perplexity on held-out answers of their own side", ["", "reference", "pool"], rows),
+            table("Refusal classifier on held-out answers", ["", "value"], [[label(k), v] for k, v in shown.items()]),
+        ],
+    }
+
+
+def cards(facts: Facts) -> dict[str, Any]:
+    """Cards by verdict, and examples with their checks."""
+    total = facts.card_counts.total()
+    rows = [[verdict, count, percent(count / max(total, 1), 1)] for verdict, count in facts.card_counts.most_common()]
+    return {
+        "text": (
+            f"{total:,} records carry a system card. A verified card was written by a model and passed every check; where none "
+            "did, a plain card is set, made of what the record itself shows. The examples are chosen by a hash of their ids."
+        ),
+        "table": table("Cards by verdict", ["verdict", "cards", "share"], rows),
+        "examples": [_card_example(row) for row in facts.card_examples],
+    }
+
+
+def _card_example(row: Mapping[str, Any]) -> dict[str, Any]:
+    record, attempts = row["record"], int(row["attempts"])
+    return {
+        "id": row["id"],
+        "verdict": row["verdict"],
+        "component": record["component"],
+        "source": record["source"],
+        "origin": record["origin"],
+        "license": record["license"],
+        "attempts": f"{attempts} attempt{'' if attempts == 1 else 's'}",
+        "headline": first_user(record["messages"]),
+        "messages": record["messages"],
+        "checks": [
+            {"passed": not seen, "text": f"{check}{': ' if seen else ''}{seen}"}
+            for check, seen in row["checks"].items()
+        ],
+    }
+
+
+def kept_rows(facts: Facts) -> pa.Table:
+    """The scored records that selection kept."""
+    return facts.scored.filter(facts.scored["kept"])
+
+
+def _setting(settings: Mapping[str, Any], rule: str) -> str:
+    """The key of group `select` that sets a rule, and its value."""
+    key = filters.KEYS[rule]
+    return f"{key}: {number(settings[key])}" if key else "not scored"
+
+
+def _threshold(facts: Facts, rule: str) -> str:
+    """The values that a rule's figure was held against, as the verdicts say."""
+    values = facts.scored.filter(pc.equal(facts.scored["rule"], rule))["threshold"]
+    distinct = sorted({v for v in values.to_pylist() if v is not None})
+    if not distinct:
+        return "–"
+    return number(distinct[0]) if len(distinct) == 1 else f"{number(distinct[0])} to {number(distinct[-1])}"
+
+
+def _components(facts: Facts) -> list[str]:
+    present = set(facts.scored["component"].to_pylist())
+    return [c for c in COMPONENT_COLOURS if c in present] + sorted(present - set(COMPONENT_COLOURS))
+
+
+def _median(values: pa.ChunkedArray) -> float | None:
+    plain = floats(values)
+    return float(np.median(plain)) if plain.size else None
+
+
+def _share_at_least(values: pa.ChunkedArray, least: int) -> str:
+    return percent(float(np.mean(floats(values) >= least))) if len(values) else "–"

@@ -1,0 +1,148 @@
+"""The report's sections on the model: training, fidelity, configuration, how to cite.
+
+`Facts` and pictures in, the words and tables of each section out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from cathpc import __version__
+from cathpc.record import unit_hash
+from cathpc.report.figures import Picture, fidelity_rows
+from cathpc.report.gather import SAMPLE_SEED, Facts
+from cathpc.report.html import percent, words
+from cathpc.report.tables import first_user, is_number, label, table
+
+METHODS = (
+    (
+        "Temperature scaling of the refusal classifier: Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural "
+        "Networks, 2017.",
+        "https://arxiv.org/abs/1706.04599",
+    ),
+    (
+        "Sharded optimizer states, gradients and parameters: Rajbhandari, Rasley, Ruwase and He, ZeRO: Memory Optimizations "
+        "Toward Training Trillion Parameter Models, 2019.",
+        "https://arxiv.org/abs/1910.02054",
+    ),
+)
+
+
+def training(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
+    """What was trained on, and the curves."""
+    settings, packed, summary = facts.config("train", "train"), facts.summary("pack"), facts.summary("train")
+    train = packed["train"]
+    text = (
+        f"{train['records']:,} records, {train['tokens']:,} tokens ({train['supervised']:,} of them learned) in {train['bins']:,} "
+        f"packed sequences of {packed['seq_len']:,} tokens, {percent(train['efficiency'], 1)} full; {settings['epochs']} epochs on "
+        f"{settings['nodes']} × {settings['ranks_per_node']} ranks at a global batch of {settings['global_batch']} sequences."
+    )
+    if facts.resumed:
+        text += f" Training was stopped and went on after step {', '.join(map(str, facts.resumed))}."
+    figures = {k: v for k, v in summary.items() if k != "line" and (is_number(v) or isinstance(v, str))}
+    return {
+        "text": text,
+        "figures": [key for key in pictures if key.startswith("train-")],
+        "tables": [table("Training in figures", ["", "value"], [[label(k), v] for k, v in figures.items()])],
+    }
+
+
+def fidelity(facts: Facts) -> dict[str, Any]:
+    """Probes passed by base and tuned, and some answers side by side."""
+    rows = fidelity_rows(facts.fidelity)
+    names = list(facts.fidelity["models"])
+    cells = []
+    for family, shares in rows:
+        row: list[Any] = [words(family), _probes(facts, family)]
+        for model in names:
+            if model in shares:
+                share, low, high = shares[model]
+                row += [percent(share), f"{percent(low)} – {percent(high)}"]
+            else:
+                row += [None, None]
+        cells.append(row)
+    head = ["family", "probes", *(h for model in names for h in (model, f"{model}, 95% interval"))]
+    return {
+        "text": (
+            "Each probe gives the model a system prompt with instructions that a program can check, and a user's message. "
+            "The same probes go to the base and to the tuned model."
+        ),
+        "table": table("Probes passed, by family of instruction", head, cells),
+        "examples": _answer_examples(facts),
+    }
+
+
+def config(facts: Facts) -> dict[str, Any]:
+    """Fingerprints, versions and the configuration of each stage."""
+    stages = [[name, m["fingerprint"], m["summary"].get("line", "")] for name, m in facts.manifests.items()]
+    versions: dict[str, str] = {}
+    for manifest in facts.manifests.values():
+        versions.update(manifest["versions"])
+    sections = [
+        (name, json.dumps(m["config"], indent=1, ensure_ascii=False))
+        for name, m in facts.manifests.items()
+        if m["config"]
+    ]
+    return {
+        "stages": table("Stages", ["stage", "fingerprint", "result"], stages),
+        "versions": table("Versions", ["package", "version"], sorted(versions.items())),
+        "sections": sections,
+    }
+
+
+def cite(facts: Facts, name: str) -> dict[str, Any]:
+    """BibTeX of this run, licences of the data, methods."""
+    fingerprint = facts.manifests["train"]["fingerprint"]
+    bibtex = (
+        f"@software{{cathpc_{name.replace('-', '_').replace('.', '_')},\n"
+        "  title   = {cathpc: from public instruction data to a chat model that obeys its system prompt},\n"
+        f"  version = {{{__version__}}},\n"
+        f"  note    = {{Experiment {name}, training fingerprint {fingerprint}}}\n}}"
+    )
+    rows = [[key, s["component"], s["license"], s["kept"], _origin(s["origin"])] for key, s in facts.sources.items()]
+    return {
+        "bibtex": bibtex,
+        "sources": table("Sources", ["source", "component", "licence", "records", "origin"], rows),
+        "methods": METHODS,
+    }
+
+
+def _answer_examples(facts: Facts, most: int = 6) -> list[dict[str, Any]]:
+    """Probes with the answers of all models, those on which the models differ first, spread over the families."""
+    by_probe: dict[str, list[dict[str, Any]]] = {}
+    for answer in facts.answers:
+        by_probe.setdefault(answer["probe"], []).append(answer)
+    whole = [answers for answers in by_probe.values() if len(answers) == len(facts.fidelity["models"])]
+    whole.sort(key=lambda a: (len({x["passed"] for x in a}) < 2, unit_hash(a[0]["probe"], SAMPLE_SEED)))
+    seen: Counter[str] = Counter()
+    ranked: list[tuple[int, int, list[dict[str, Any]]]] = []
+    for answers in whole:
+        family = answers[0]["family"]
+        ranked.append((seen[family], len(ranked), answers))
+        seen[family] += 1
+    ranked.sort(key=lambda item: item[:2])
+    return [
+        {
+            "family": answers[0]["family"],
+            "headline": first_user(answers[0]["messages"]),
+            "messages": answers[0]["messages"],
+            "answers": [
+                {"model": a["model"], "passed": a["passed"], "text": a["answer"], "why": a.get("why", "")}
+                for a in answers
+            ],
+        }
+        for _, _, answers in ranked[:most]
+    ]
+
+
+def _probes(facts: Facts, family: str) -> int:
+    return len({a["probe"] for a in facts.answers if family in ("all", a["family"])})
+
+
+def _origin(origin: Any) -> str:
+    if isinstance(origin, dict):
+        return ", ".join(f"{words(str(key))} {value}" for key, value in origin.items())
+    return str(origin)

@@ -1,0 +1,113 @@
+"""The page as plain data: `Facts` and pictures in, what `report.html.j2` shows out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cathpc import __version__
+from cathpc.report import data_part, model_part
+from cathpc.report.figures import Picture, column, fidelity_rows
+from cathpc.report.gather import Facts
+from cathpc.report.html import number, percent
+from cathpc.report.plots import duration
+
+
+def page(facts: Facts, pictures: Mapping[str, Picture], *, name: str, title: str, tracked: str) -> dict[str, Any]:
+    """Everything that `report.html.j2` shows."""
+    return {
+        "title": title,
+        "subtitle": f"Experiment {name}, cathpc {__version__}; training fingerprint {facts.manifests['train']['fingerprint']}",
+        "sections": [
+            ("glance", "At a glance"),
+            ("flow", "Flow of records"),
+            ("population", "Population"),
+            ("lengths", "Answer lengths"),
+            ("models", "Scoring models"),
+            ("cards", "System cards"),
+            ("training", "Training"),
+            ("fidelity", "Fidelity"),
+            ("time", "Time"),
+            ("config", "Configuration"),
+            ("cite", "How to cite"),
+        ],
+        "figures": pictures,
+        "lead": lead(facts),
+        "tiles": tiles(facts),
+        "flow": data_part.flow(facts),
+        "population": data_part.population(facts),
+        "lengths": data_part.lengths(facts, pictures),
+        "models": data_part.models(facts),
+        "cards": data_part.cards(facts),
+        "training": model_part.training(facts, pictures),
+        "fidelity": model_part.fidelity(facts),
+        "time": {"text": _time_text(facts)},
+        "config": model_part.config(facts),
+        "cite": model_part.cite(facts, name),
+        "version": __version__,
+        "tracked": tracked,
+    }
+
+
+def lead(facts: Facts) -> str:
+    """The run in a few sentences."""
+    pulled, kept = facts.summary("pull")["records"], data_part.kept_rows(facts).num_rows
+    text = (
+        f"Of {pulled:,} records that were pulled, {kept:,} ({percent(kept / max(pulled, 1))}) passed every filter; "
+        f"{facts.card_counts['verified']:,} of them carry a verified system card. "
+    )
+    losses = _losses(facts)
+    if losses["held out"]:
+        first, last = losses["held out"]
+        text += f"Over {facts.steps[-1]['global_step']:,} training steps the held-out loss went from {first:.3f} to {last:.3f} nats a token. "
+    overall = _overall(facts)
+    if {"base", "tuned"} <= overall.keys():
+        text += (
+            f"The tuned model obeys its system prompt in {percent(overall['tuned'][0])} of the probes, "
+            f"its base in {percent(overall['base'][0])}."
+        )
+    return text
+
+
+def tiles(facts: Facts) -> list[dict[str, str]]:
+    """The figures at the top of the page."""
+    kept = data_part.kept_rows(facts).num_rows
+    cards_made = facts.card_counts.total()
+    found = [
+        _tile("Records kept", number(kept), f"of {number(facts.summary('pull')['records'])} pulled"),
+        _tile(
+            "Verified cards",
+            percent(facts.card_counts["verified"] / max(cards_made, 1)),
+            f"{number(facts.card_counts['verified'])} of {number(cards_made)}",
+        ),
+    ]
+    for name, pair in _losses(facts).items():
+        if pair:
+            found.append(_tile(f"Loss, {name}", f"{pair[1]:.3f}", f"from {pair[0]:.3f} nats a token"))
+    for model, (share, low, high) in _overall(facts).items():
+        found.append(_tile(f"Fidelity, {model}", percent(share), f"95% interval {percent(low)} to {percent(high)}"))
+    seconds = sum(float(m["seconds"]) for m in facts.manifests.values())
+    found.append(_tile("Time", duration(seconds), f"{len(facts.manifests)} stages, one after another"))
+    return found
+
+
+def _losses(facts: Facts) -> dict[str, tuple[float, float] | None]:
+    """First and last training loss and held-out loss."""
+    result: dict[str, tuple[float, float] | None] = {}
+    for name, key in (("training", "loss"), ("held out", "eval_loss")):
+        _, values = column(facts.steps, key)
+        result[name] = (values[0], values[-1]) if values else None
+    return result
+
+
+def _overall(facts: Facts) -> dict[str, tuple[float, float, float]]:
+    return fidelity_rows(facts.fidelity)[0][1] if facts.fidelity else {}
+
+
+def _time_text(facts: Facts) -> str:
+    longest = max(facts.manifests, key=lambda name: float(facts.manifests[name]["seconds"]))
+    return f"Stages that are up to date are not run again; their time is that of the run that made them. Longest: {longest}."
+
+
+def _tile(label: str, value: str, note: str) -> dict[str, str]:
+    return {"label": label, "value": value, "note": note}

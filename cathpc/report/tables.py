@@ -1,0 +1,66 @@
+"""Tables of the report as plain data, and the names of their rows.
+
+A table is {"caption", "head", "rows", "numeric" (columns set right), "foot" (a last row or None)}; cells are values, not
+text: the page formats them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cathpc.record import Message
+from cathpc.report.html import words
+
+Table = dict[str, Any]
+
+
+LABELS = {
+    "records": "records trained on",
+    "train_tokens": "tokens trained on",
+    "heldout_records": "held-out records",
+    "heldout_tokens": "held-out tokens",
+    "heldout_ppl_before": "held-out perplexity, base",
+    "heldout_ppl_after": "held-out perplexity, tuned",
+    "train": "answers trained on",
+    "calibration": "answers calibrated on",
+    "heldout": "held-out answers",
+    "heldout_refusals": "of them refusals",
+    "cutoff": "cut for precision and recall",
+    "f1": "F1",
+    "auroc": "AUROC",
+    "ece": "expected calibration error (bins of equal mass)",
+    "lr": "learning rate",
+    "tokens_per_s": "tokens a second",
+    "memory_gb": "memory, GB",
+}
+"""Keys of summaries whose name says less than words would."""
+
+
+def table(
+    caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], *, foot: Sequence[Any] | None = None
+) -> Table:
+    """A table for the page; a column whose cells are numbers or percentages (or absent) is set right."""
+    numeric = {
+        i
+        for i in range(1, len(head))
+        if any(is_number(row[i]) for row in rows) and all(row[i] in (None, "–") or is_number(row[i]) for row in rows)
+    }
+    return {"caption": caption, "head": list(head), "rows": [list(r) for r in rows], "numeric": numeric, "foot": foot}
+
+
+def label(key: str) -> str:
+    """The key of a summary in words."""
+    return LABELS.get(key, words(key))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a cell is a number or a percentage."""
+    if isinstance(value, str):
+        return value.endswith("%") and value[:-1].replace(".", "").isdigit()
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def first_user(messages: Sequence[Message]) -> str:
+    """The first user turn on one line."""
+    return " ".join(next((m["content"] for m in messages if m["role"] == "user"), "").split())
