@@ -95,7 +95,7 @@ def conf_dir() -> Path:
 
 def choices(group: str) -> list[str]:
     """Options of a config group."""
-    return sorted(p.stem for p in (conf_dir() / group).glob("*.yaml"))
+    return sorted(p.stem for p in (conf_dir() / group).glob("*.yaml") if p.stem != "lock")
 
 
 # --- composing ------------------------------------------------------------------------------------------------------
@@ -247,6 +247,10 @@ _RANGES: tuple[_Rule, ...] = (
     ("select.quality", lambda v: v in ("contrast", "perplexity"), "must be one of: contrast, perplexity"),
     ("cards.max_new_tokens", lambda v: v > 0, _POSITIVE),
     ("cards.attempts", lambda v: v > 0, _POSITIVE),
+    ("cards.max_rules", lambda v: v > 0, _POSITIVE),
+    ("cards.top_k", lambda v: v > 0, _POSITIVE),
+    ("cards.repetition_penalty", lambda v: v >= 1, "must be at least 1 (1 is off)"),
+    ("cards.batch_size", lambda v: v > 0, _POSITIVE),
     ("cards.temperature", lambda v: v >= 0, "must not be negative"),
     ("pack.seq_len", lambda v: v >= 16, "must be at least 16"),
     ("pack.eval_share", lambda v: 0 <= v < 1, "must lie in 0..1"),
@@ -262,6 +266,8 @@ _RANGES: tuple[_Rule, ...] = (
     ("train.save_every_steps", lambda v: v > 0, _POSITIVE),
     ("train.keep_checkpoints", lambda v: v >= 1, "must be at least 1"),
     ("evaluate.max_new_tokens", lambda v: v > 0, _POSITIVE),
+    ("evaluate.batch_size", lambda v: v > 0, _POSITIVE),
+    ("evaluate.resamples", lambda v: v > 0, _POSITIVE),
     ("cluster.timeout_min", lambda v: v > 0, _POSITIVE),
 )
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")

@@ -74,10 +74,10 @@ def _sources(config: Config) -> Any:
     return sources.identity(config.dataset, cache=Path(config.paths.cache) / "digests.json")
 
 
-def _model(name: str) -> Any:
+def _model(config: Config, name: str) -> Any:
     from cathpc.models import source
 
-    return source.identity(name)
+    return source.identity(name, cache=Path(config.paths.cache) / "model-digests.json")
 
 
 STAGES: tuple[Stage, ...] = (
@@ -97,7 +97,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "model"),
         does="the model to fine-tune: checked safetensors, chat tokens",
         place=Place.network,
-        identity=lambda c: _model(c.model.base),
+        identity=lambda c: _model(c, c.model.base),
     ),
     Stage(
         "reference",
@@ -106,7 +106,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "gpt"),
         does="a GPT trained on the reference generators' answers only",
         place=Place.accelerator,
-        identity=lambda c: _model(c.gpt.base),
+        identity=lambda c: _model(c, c.gpt.base),
     ),
     Stage(
         "pool",
@@ -115,7 +115,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "gpt"),
         does="the same GPT trained on all other generators' answers",
         place=Place.accelerator,
-        identity=lambda c: _model(c.gpt.base),
+        identity=lambda c: _model(c, c.gpt.base),
     ),
     Stage(
         "refusal",
@@ -124,7 +124,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "refusal"),
         does="a BERT that tells refusals",
         place=Place.accelerator,
-        identity=lambda c: _model(c.refusal.base),
+        identity=lambda c: _model(c, c.refusal.base),
     ),
     Stage(
         "score",
@@ -150,7 +150,7 @@ STAGES: tuple[Stage, ...] = (
         does="a system card for every kept record",
         place=Place.accelerator,
         share=1.0,
-        identity=lambda c: [_model(c.cards.model) if c.cards.model else None, _file("cards.layout", c.cards.layout, "card.j2")],
+        identity=lambda c: [_model(c, c.cards.model) if c.cards.model else None, _file("cards.layout", c.cards.layout, "card.j2")],
     ),
     Stage(
         "pack",

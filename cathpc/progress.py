@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 FILE = "progress.json"
 _last: dict[Path, float] = {}
@@ -30,9 +31,10 @@ def report(out: Path, done: float, total: float, unit: str, *, note: str = "", e
         pass
 
 
-def read(out: Path) -> dict | None:
+def read(out: Path) -> dict[str, Any] | None:
     """The last report of the stage in `out`, or None."""
     try:
-        return json.loads((out / FILE).read_text())
+        found = json.loads((out / FILE).read_text())
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None

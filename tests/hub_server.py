@@ -1,4 +1,4 @@
-"""A small stand-in for the Hugging Face Hub on loopback: the routes that `pin`, `load_dataset` and `snapshot_download` use.
+"""A small stand-in for the Hugging Face Hub on loopback: what `pin`, `load_dataset` and `snapshot_download` ask.
 
 Repositories are plain dicts of files; each has one commit. Gated ones want the token 'hf_good'.
 """
@@ -84,7 +84,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.owner.requests.append(f"{self.command} {path}")
         if self.owner.status:
             return self._send(self.owner.status, b"{}")
-        found = re.fullmatch(r"/api/(dataset|model)s/([^/]+/[^/]+)(?:/(revision|tree|paths-info|auth-check)(?:/(.*))?)?", path)
+        found = re.fullmatch(
+            r"/api/(dataset|model)s/([^/]+/[^/]+)(?:/(revision|tree|paths-info|auth-check)(?:/(.*))?)?", path
+        )
         if found:
             kind, name, verb, rest = found.groups()
             return self._api(kind, name, verb or "revision", rest or "main", body)
@@ -114,12 +116,22 @@ class _Handler(BaseHTTPRequestHandler):
         if revision not in (repo.commit, "main"):
             return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         entries = [
-            {"type": "file", "path": p, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for p, b in repo.files.items()
+            {"type": "file", "path": p, "size": len(b), "oid": hashlib.sha1(b).hexdigest()}
+            for p, b in repo.files.items()
         ]
         if verb == "tree":
-            inside = [e for e in entries if str(e["path"]).startswith(f"{folder}/" if folder else "")]
+            start = f"{folder}/" if folder else ""
+            inside = [e for e in entries if str(e["path"]).startswith(start)]
             if folder and not inside:
                 return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            if "recursive=True" not in self.path and "recursive=true" not in self.path:
+                deeper = {
+                    start + str(e["path"])[len(start) :].split("/")[0]
+                    for e in inside
+                    if "/" in str(e["path"])[len(start) :]
+                }
+                inside = [e for e in inside if "/" not in str(e["path"])[len(start) :]]
+                inside += [{"type": "directory", "path": d, "size": 0, "oid": "0"} for d in sorted(deeper)]
             return self._json(inside)
         if verb == "paths-info":
             wanted = json.loads(body)["paths"]
@@ -149,7 +161,11 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in repo.files:
             return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": repo.commit})
         content = repo.files[path]
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": repo.commit, "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+            "X-Repo-Commit": repo.commit,
+            "Accept-Ranges": "bytes",
+        }
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if span:
             start, end = int(span[1]), min(int(span[2] or len(content) - 1), len(content) - 1)

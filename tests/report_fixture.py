@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def build(root: Path, *, count: int = 400) -> dict[str, Path]:
     return folders
 
 
-def _rows(rng: np.random.Generator, count: int) -> tuple[list[dict], list[dict], list[dict]]:
+def _rows(
+    rng: np.random.Generator, count: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
     records, scores, verdicts = [], [], []
     for number in range(count):
         component = COMPONENTS[number % 4]
@@ -89,8 +92,8 @@ def _rows(rng: np.random.Generator, count: int) -> tuple[list[dict], list[dict],
         ]
         records.append(
             {
-                "id": key, "source": f"{component}_set", "component": component, "generator": "gpt-4", "license": "cc-by-4.0",
-                "origin": f"{component}.jsonl:{number}", "label": None, "messages": messages,
+                "id": key, "source": f"{component}_set", "component": component, "generator": "gpt-4",
+                "license": "cc-by-4.0", "origin": f"{component}.jsonl:{number}", "label": None, "messages": messages,
             }
         )  # fmt: skip
         refusal = float(rng.beta(0.3, 3) if rng.random() < 0.85 else rng.beta(5, 1))
@@ -113,10 +116,11 @@ def _rows(rng: np.random.Generator, count: int) -> tuple[list[dict], list[dict],
 
 def _verdict(score: dict[str, Any], component: str) -> dict[str, Any]:
     least = {"reasoning": 50, "health": 100}.get(component, 10)
+    short = {"reasoning": "cot_short", "health": "health_short"}.get(component, "too_short")
     rules = (
         ("status", None if score["status"] == "ok" else 1.0, None, True),
         ("refusal", score["refusal"], 0.2, (score["refusal"] or 0) > 0.2),
-        ("short", float(score["answer_tokens"]), float(least), score["answer_tokens"] <= least),
+        (short, float(score["answer_tokens"]), float(least), score["answer_tokens"] <= least),
         ("quality", score["contrast"], QUALITY_CUTS[component], (score["contrast"] or 0) < QUALITY_CUTS[component]),
     )
     for rule, value, threshold, broken in rules:
@@ -125,7 +129,7 @@ def _verdict(score: dict[str, Any], component: str) -> dict[str, Any]:
     return {"kept": True, "rule": "", "value": None, "threshold": None}
 
 
-def _pull(folder: Path, records: list[dict]) -> dict[str, Any]:
+def _pull(folder: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
     sources = {}
     for component in COMPONENTS:
         kept = sum(r["component"] == component for r in records)
@@ -143,8 +147,8 @@ def _pull(folder: Path, records: list[dict]) -> dict[str, Any]:
 
 def _gpt(generator: str, before: float, after: float) -> dict[str, Any]:
     return {
-        "records": 50, "train_tokens": 12_030, "heldout_records": 9, "heldout_tokens": 1_800, "heldout_ppl_before": before,
-        "heldout_ppl_after": after, "generators": {generator: 210}, "line": "50 records",
+        "records": 50, "train_tokens": 12_030, "heldout_records": 9, "heldout_tokens": 1_800,
+        "heldout_ppl_before": before, "heldout_ppl_after": after, "generators": {generator: 210}, "line": "50 records",
     }  # fmt: skip
 
 
@@ -159,7 +163,7 @@ def _refusal(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _parquet(path: Path, rows: list[dict], schema: pa.Schema) -> None:
+def _parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
 
 
@@ -180,17 +184,20 @@ def _train(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
             if step in evaluated:
                 log.write({"global_step": step, "eval_loss": 2.31 * 0.992**step, "seconds": {"eval": 1.1}})
         log.close()
-    return {"line": f"{STEPS} steps", "steps": STEPS, "loss": 1.2, "tokens_seen": 49_152, "attempts": 2}
+    return {
+        "line": f"{STEPS} steps", "steps": STEPS, "tokens": 49_152, "first_loss": 2.28, "loss": 1.12, "attempts": 2,
+        "seconds": {"data": 0.4, "forward": 61.2, "backward": 118.0, "step": 29.5, "eval": 5.2, "save": 8.1},
+    }  # fmt: skip
 
 
-def _select(folder: Path, verdicts: list[dict]) -> dict[str, Any]:
+def _select(folder: Path, verdicts: list[dict[str, Any]]) -> dict[str, Any]:
     schema = pa.schema([*VERDICT_SCHEMA, ("source", pa.string()), ("component", pa.string())])
     _parquet(folder / "verdicts.parquet", verdicts, schema)
-    dropped = {rule: sum(v["rule"] == rule for v in verdicts) for rule in ("status", "refusal", "short", "quality")}
-    return {"line": "some kept", "in": len(verdicts), "kept": sum(v["kept"] for v in verdicts), "dropped": dropped}
+    dropped = Counter(v["rule"] for v in verdicts if not v["kept"])
+    return {"line": "some kept", "in": len(verdicts), "kept": len(verdicts) - dropped.total(), "dropped": dict(dropped)}
 
 
-def _cards(folder: Path, records: list[dict]) -> dict[str, Any]:
+def _cards(folder: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
     rows = []
     for number, record in enumerate(records):
         plain = number % 5 == 0
@@ -211,7 +218,7 @@ def _cards(folder: Path, records: list[dict]) -> dict[str, Any]:
         record["messages"] = [system, *record["messages"]]
     (folder / "cards.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     _parquet(folder / "carded.parquet", records, RECORD_SCHEMA)
-    return {"line": f"{len(rows)} cards"}
+    return {"line": f"{len(rows)} cards", "rules": {"max_words": len(rows)}, "refused_by_check": {"leak": 7}}
 
 
 def _evaluate(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
@@ -228,13 +235,18 @@ def _evaluate(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
                         "probe": f"{family}-{number}", "family": family, "model": model, "passed": bool(outcome),
                         "messages": [
                             {"role": "system", "content": "You are Captain Mara. End each answer with 'Fair winds!'"},
-                            {"role": "user", "content": f"Where shall we sail, question {number} of {family}? {ATTACK}"},
+                            {"role": "user", "content": f"Where to, question {number} of {family}? {ATTACK}"},
                         ],
-                        "answer": "To the north, where the ice is thin. Fair winds!" if outcome else "I do not know. " * 12,
+                        "answer": "North, where the ice is thin. Fair winds!" if outcome else "I do not know. " * 12,
+                        "why": "" if outcome else "ends_with in turn 1",
                     }
                 )  # fmt: skip
+    for answer in answers:
+        answer["answers"] = [answer["answer"]]
     (folder / "answers.jsonl").write_text("".join(json.dumps(a) + "\n" for a in answers))
-    (folder / "fidelity.json").write_text(json.dumps({"models": models}))
+    (folder / "fidelity.json").write_text(
+        json.dumps({"models": models, "difference": {"share": 0.45, "low": 0.2, "high": 0.7}})
+    )
     return {"line": "24 probes"}
 
 

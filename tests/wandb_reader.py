@@ -54,3 +54,12 @@ def history(path: Path) -> list[dict[str, Any]]:
         if record.WhichOneof("record_type") == "history":
             rows.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
     return rows
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """The run's summary: key -> last value."""
+    found = {}
+    for record in records(path):
+        if record.WhichOneof("record_type") == "summary":
+            found |= {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.summary.update}
+    return found

@@ -7,7 +7,9 @@ one a token; memory: the weights and the keys and values of the conversation.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import signal
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -15,17 +17,59 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cathpc.errors import UserError
-from cathpc.record import Message
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel
 
+    from cathpc.record import Message
+
 HELP = (
     "/reset forgets the conversation, /system TEXT sets the system message, /exit leaves. "
     "Ctrl-C ends an answer, Ctrl-D leaves."
 )
+
+
+HELP = "talk to the trained model in the terminal"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What is said, and to which model."""
+    parser.add_argument("--model", type=Path, help="any Hugging Face folder, instead of an experiment's model")
+    parser.add_argument("--system", default="", help="the system prompt")
+    parser.add_argument("--prompt", help="say this, print the answer and leave")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token (%(default)s)")
+    parser.add_argument("--seed", type=int, help="draw the same answer every time")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Chat with the folder of --model, or with the exported model of the experiment."""
+    chat(
+        arguments.model or _exported(arguments.overrides),
+        system=arguments.system,
+        prompt=arguments.prompt,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+    )
+    return 0
+
+
+def _exported(overrides: list[str]) -> Path:
+    """Folder of the experiment's trained model; a `UserError` where it is not trained yet."""
+    from cathpc.config import compose
+    from cathpc.store import places
+
+    config = compose(overrides)
+    export = places(config)["export"]
+    if export.manifest() is None:
+        raise UserError(
+            f"{config.name} has no trained model yet. Train it: python -m cathpc {' '.join(overrides)}; "
+            "or name a Hugging Face folder with --model"
+        )
+    return export.folder / "model"
 
 
 def chat(
@@ -62,7 +106,7 @@ def _converse(speaker: Speaker, history: list[Message]) -> None:
     if terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (line editing and history of `input`)
-        print(HELP)
+        print(KEYS)
     write = _writer()
     while True:
         try:
@@ -89,7 +133,7 @@ def _converse(speaker: Speaker, history: list[Message]) -> None:
             ]
             print("(the system message is set)" if text else "(no system message)")
         elif command.startswith("/"):
-            print(f"(there is no {command}) {HELP}")
+            print(f"(there is no {command}) {KEYS}")
         else:
             try:
                 answer = _answer(speaker, [*history, {"role": "user", "content": line}], write=write)
@@ -101,15 +145,21 @@ def _converse(speaker: Speaker, history: list[Message]) -> None:
 
 
 def _answer(speaker: Speaker, messages: list[Message], *, write: Callable[[str], None]) -> str:
-    """Stream one answer to the terminal and return it; Ctrl-C ends it early."""
+    """Stream one answer to the terminal and return it; Ctrl-C ends it early, between two tokens."""
     pieces: list[str] = []
+    interrupted: list[int] = []
+    # A flag, not an exception: a second Ctrl-C while the first is dealt with must not end the conversation.
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
     try:
         for piece in speaker.stream(messages):
             pieces.append(piece)
             write(_printable(piece))
-    except KeyboardInterrupt:
-        write(" [interrupted]")
-    write("\n")
+            if interrupted:
+                write(" [interrupted]")
+                break
+        write("\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
     return "".join(pieces).strip()
 
 

@@ -31,7 +31,8 @@ def main(arguments: argparse.Namespace) -> int:
     wanted = hub_ids(config) if arguments.all else unpinned(config)
     path = lock.lock_file()
     if not wanted:
-        print(f"{config.name}: everything is pinned in {path}")
+        what = f"everything is pinned in {path}" if hub_ids(config) else "it uses nothing of the Hub"
+        print(f"{config.name}: {what}")
         return 0
     rows = pin([i for k, i in wanted if k == "dataset"], [i for k, i in wanted if k == "model"], path)
     print(table(rows))
@@ -138,7 +139,7 @@ def _resolve(api: HfApi, kind: str, hub_id: str) -> dict[str, Any]:
         "commit": info.sha,
         "license": _license(info),
         "gated": bool(info.gated),
-        "size_gb": round(sum(size for _, size in files) / 1e9, 6),
+        "size_gb": round(sum(size for _, size in files) / 1e9, 3),
     }
 
 

@@ -15,25 +15,26 @@ from cathpc.cards.writer import Draft
 
 
 class Drafts:
-    """The drafts in `file` by key; the first one with a key stands. One process at a time may have it open."""
+    """The drafts in `file` by key; the first one with a key stands. One process at a time may use it."""
 
     def __init__(self, file: Path) -> None:
         """Reads what is there and cuts off a torn last line."""
         file.parent.mkdir(parents=True, exist_ok=True)
         self._known: dict[str, Draft] = {}
-        self._stream = open(file, "ab+")
-        self._stream.seek(0)
+        self._file = file
         whole = 0
-        for line in self._stream:
-            try:
-                draft = Draft(**json.loads(line))
-            except (ValueError, TypeError):
-                break
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            self._known.setdefault(draft.key, draft)
-        self._stream.truncate(whole)
+        with open(file, "ab+") as stream:
+            stream.seek(0)
+            for line in stream:
+                try:
+                    draft = Draft(**json.loads(line))
+                except (ValueError, TypeError):
+                    break
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                self._known.setdefault(draft.key, draft)
+            stream.truncate(whole)
 
     def __contains__(self, key: str) -> bool:
         return key in self._known
@@ -44,11 +45,8 @@ class Drafts:
     def add(self, drafts: list[Draft]) -> None:
         """Append a batch; when this returns it survives a kill and a power cut."""
         new = [d for d in drafts if d.key not in self._known]
-        self._stream.write(b"".join(json.dumps(asdict(d), ensure_ascii=False).encode() + b"\n" for d in new))
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        with open(self._file, "ab") as stream:
+            stream.write(b"".join(json.dumps(asdict(d)).encode() + b"\n" for d in new))
+            stream.flush()
+            os.fsync(stream.fileno())
         self._known |= {d.key: d for d in new}
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()

@@ -1,4 +1,4 @@
-"""The system card: where and when the conversation takes place, who the model is, who else is there, and the style rules.
+"""The system card: where and when the conversation takes place, who the model is, who else is there, the style rules.
 
 In: fields and rules. Out: the text of a system message, by a Jinja template that sees nothing but the card.
 """
@@ -41,7 +41,7 @@ class Person:
 
 @dataclass
 class Card:
-    """A system card. Either it has a scene (`place`, `time`, `people`) or a `persona`, a text that stands for itself."""
+    """A system card: a scene (`place`, `time`, `people`), or a `persona`, a text that stands for itself."""
 
     place: str = ""
     time: str = ""
@@ -98,7 +98,7 @@ class Layout:
         try:
             source = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: the card template cannot be read ({error}); set cards.layout to a text file") from None
+            raise UserError(f"{path}: the card template cannot be read ({error}); see cards.layout") from None
         environment = ImmutableSandboxedEnvironment(
             undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
         )
@@ -122,8 +122,8 @@ class Layout:
             )
         except self._error as error:
             raise UserError(
-                f"{self._path}: {error}; a card has place, time, people (name, role, appearance, personality, relation), "
-                "persona and rules"
+                f"{self._path}: {error}; a card has place, time, persona, rules and people (name, role, appearance, "
+                "personality, relation)"
             ) from None
         lines = [line.rstrip() for line in text.strip().splitlines()]
         return "\n".join(line for at, line in enumerate(lines) if line or lines[at - 1])

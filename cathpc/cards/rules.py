@@ -26,19 +26,22 @@ LANGUAGES = {
 }  # fmt: skip
 
 _OPENING = re.compile(
-    r"^[\"'“*]*((?:certainly|of course|sure(?: thing)?|absolutely|hello|hi(?: there)?|hey|greetings|welcome|great question|"
-    r"good question|thank you[^.!,\n]{0,30}|thanks[^.!,\n]{0,30}|ah|oh|well|ahoy|arr+|indeed|alas|my dear \w+|dear \w+)"
+    r"^[\"'“*]*((?:certainly|of course|sure(?: thing)?|absolutely|hello|hi(?: there)?|hey|greetings|welcome|"
+    r"(?:great|good) question|thank(?:s| you)[^.!,\n]{0,30}|ah|oh|well|ahoy|arr+|indeed|alas|(?:my )?dear \w+)"
     r"(?: there)?)(?=\s*[,!.:—–-])",
     re.IGNORECASE,
 )
 _CLOSING = re.compile(
-    r"^(?:i )?(?:hope (?:this|that|it|i)\b|wish(?:ing)? you\b|let me know\b|feel free\b|good luck\b|take care\b|best wishes\b|"
-    r"(?:best|kind|warm|yours)\b.{0,12}\bregards\b|sincerely\b|thank you\b|thanks\b|cheers\b|stay (?:safe|well|healthy)\b|"
-    r"enjoy\b|farewell\b|goodbye\b|have a\b|happy \w+ing\b|get well\b|all the best\b|you(?:'ve| have) got this\b)",
+    r"^(?:i )?(?:hope (?:this|that|it|i)\b|wish(?:ing)? you\b|let me know\b|feel free\b|good luck\b|take care\b|"
+    r"best wishes\b|(?:best|kind|warm|yours)\b.{0,12}\bregards\b|sincerely\b|thank you\b|thanks\b|cheers\b|"
+    r"stay (?:safe|well|healthy)\b|enjoy\b|farewell\b|goodbye\b|have a\b|"
+    r"happy \w+ing\b|get well\b|all the best\b|you(?:'ve| have) got this\b)",
     re.IGNORECASE,
 )
 _FIRST_PERSON = re.compile(r"\b(?:I|I'm|I've|I'd|I'll|my|me|myself)\b")
-_BECAUSE = re.compile(r"\b(?:because|therefore|thus|hence|since|consequently|as a result|so that|which means)\b", re.IGNORECASE)
+_BECAUSE = re.compile(
+    r"\b(?:because|therefore|thus|hence|since|consequently|as a result|so that|which means)\b", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def _find_ending(answers: list[str]) -> Params | None:
         pieces = shapes.sentences(answers[0])
         phrase = pieces[-1].strip("\"'*“” ") if len(pieces) > 1 else ""
         count = len(shapes.words(phrase))
-        if not (_CLOSING.match(phrase) and count <= 8 or phrase.endswith("!") and 1 <= count <= 2):
+        if not ((_CLOSING.match(phrase) and count <= 8) or (phrase.endswith("!") and 1 <= count <= 2)):
             return None
     return {"phrase": phrase} if shapes.words(phrase) and not re.search(r"\d", phrase) else None
 
@@ -140,7 +143,7 @@ def _find_language(answers: list[str]) -> Params | None:
 
 
 def _plain_prose(answer: str) -> bool:
-    return not (shapes.numbered(answer) or shapes.bullets(answer) or shapes.code_blocks(answer) or shapes.headings(answer))
+    return not any(count(answer) for count in (shapes.numbered, shapes.bullets, shapes.code_blocks, shapes.headings))
 
 
 def _asks(answer: str) -> bool:
@@ -166,7 +169,7 @@ def _find_paragraphs(answers: list[str]) -> Params | None:
 
 
 def _plural(count: int, noun: str) -> str:
-    number = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}.get(count, str(count))
+    number = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")[count] if count < 9 else str(count)
     return f"{number} {noun}" + ("" if count == 1 else "s")
 
 

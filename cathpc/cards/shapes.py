@@ -21,6 +21,7 @@ _HEADING = re.compile(r"^\s*#{1,6}\s+\S", re.MULTILINE)
 _BOLD = re.compile(r"\*\*[^*\n]+\*\*")
 _FENCE = re.compile(r"^\s*```.*?^\s*```", re.MULTILINE | re.DOTALL)
 _CALCULATION = re.compile(r"\d[\d.,]*\s*%?\)?\s*[-+*/×÷x^−]\s*\(?[$€£]?\d[^=\n]{0,60}=\s*[-−]?[$€£]?\s?\d")
+_PLAIN = str.maketrans("’‘“”\u00a0", "''\"\" ")
 _CLOSING = " \t\n\"'”’)*_]"
 _TRAILING = _CLOSING + ".!?…,;:~"
 
@@ -32,7 +33,7 @@ def words(text: str) -> list[str]:
 
 def folded(text: str) -> str:
     """`text` for comparison: case-folded, typographic quotes made plain, white space collapsed."""
-    plain = text.translate(str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "\u00a0": " "}))
+    plain = text.translate(_PLAIN)
     return " ".join(plain.casefold().split())
 
 

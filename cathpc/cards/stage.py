@@ -2,8 +2,8 @@
 
 In: `select/kept.parquet`. Out: `carded.parquet` (the same records, in order, with a system message), `cards.jsonl` (one
 row a record: verdict, card, rules, checks, attempts) and `cache/drafts.jsonl`. A record with a system prompt of its own
-keeps it as the card's persona ('given'); another gets the first written card that passes its checks ('verified'), else a
-card without a scene ('plain'). Records go by in chunks; time grows with the cards that have to be written.
+keeps it as the card's persona ('given'); another gets the first written card that passes its checks ('verified'), else
+a card without a scene ('plain'). Records go by in chunks; time grows with the cards that have to be written.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def _write(
     rules = {row["id"]: _rules(row, config.max_rules) for row in rows}
     pending = {row["id"]: row for row in rows}
     for attempt in range(config.attempts):
-        tasks = {key: writing.writer.task(key, row["messages"], row["component"], attempt) for key, row in pending.items()}
+        ask = writing.writer.task
+        tasks = {key: ask(key, row["messages"], row["component"], attempt) for key, row in pending.items()}
         done = sum(t.key in writing.drafts for t in tasks.values())
         for batch in writing.writer.write([t for t in tasks.values() if t.key not in writing.drafts]):
             writing.drafts.add(batch)
@@ -148,7 +149,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
                     "attempts": outcome.attempts,
                 }
                 lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            writer.write_table(pa.Table.from_pylist([_carded(r, outcomes[r["id"]], layout) for r in rows], RECORD_SCHEMA))
+            carded = [_carded(row, outcomes[row["id"]], layout) for row in rows]
+            writer.write_table(pa.Table.from_pylist(carded, RECORD_SCHEMA))
             done += len(rows)
             report(out, done, total, "cards")
         lines.flush()
@@ -157,8 +159,6 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         os.fsync(stream.fileno())
     os.replace(parquet, out / "carded.parquet")
     os.replace(listing, out / "cards.jsonl")
-    if writing is not None:
-        writing.drafts.close()
     return _summary(total, verdicts, rule_counts, writing)
 
 

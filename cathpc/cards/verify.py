@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from cathpc.cards import shapes
 from cathpc.cards.card import Card, problems
@@ -33,7 +34,7 @@ INJECTION = re.compile(
 )
 ASSISTANT = re.compile(r"\b(?:language model|as an ai|ai assistant|chatbot|openai|chatgpt)\b", re.IGNORECASE)
 PLACEHOLDER = re.compile(
-    r"^(?:n/?a|none|unknown|not (?:specified|given|stated|mentioned|applicable)|unspecified|\?+|-+|\.\.\.|tbd|varies)\b.{0,20}$"
+    r"^(?:n/?a|none|unknown|unspecified|tbd|varies|not (?:specified|given|stated|mentioned|applicable))\b.{0,20}$"
     r"|[\[<{](?:name|role|place|time|insert|your)\b",
     re.IGNORECASE,
 )
@@ -62,7 +63,7 @@ class Written:
 
 
 def _ngrams(text: str, length: int) -> set[tuple[str, ...]]:
-    tokens = [w for w in shapes.words(shapes.folded(text))]
+    tokens = shapes.words(shapes.folded(text))
     return {tuple(tokens[at : at + length]) for at in range(len(tokens) - length + 1)}
 
 
@@ -104,7 +105,7 @@ def sense(w: Written) -> str:
         for at, word in enumerate(tokens[1:]):
             if word == tokens[at]:
                 return f"{word!r} twice in a row"
-        pairs = [p for p in zip(tokens, tokens[1:], strict=False) if max(map(len, p)) > 3]
+        pairs = [p for p in pairwise(tokens) if max(map(len, p)) > 3]
         for pair in pairs:
             if pairs.count(pair) > 2 or (pairs.count(pair) > 1 and len(tokens) < 12):
                 return f"{' '.join(pair)!r} again and again"

@@ -63,8 +63,9 @@ class TransformersWriter:
         self._template = Template.load(self._folder)
         self._window = generate.window(AutoConfig.from_pretrained(self._folder))
         self._first = self._form().first
-        sampling = (config.temperature, config.top_k, config.repetition_penalty, config.max_new_tokens, config.dtype.value)
-        self._identity = [self._folder.name, self._template.hash, prompt.LABELS, prompt.STARTS, sampling, config.seed]
+        sampling = [config.temperature, config.top_k, config.repetition_penalty, config.max_new_tokens, config.seed]
+        model = [self._folder.name, self._template.hash, config.dtype.value]
+        self._identity = [*model, *sampling, prompt.LABELS, prompt.STARTS]
 
     def _form(self) -> prompt.Form:
         return prompt.Form(self._template.raw, self._template.stop_id)
@@ -85,8 +86,8 @@ class TransformersWriter:
                 break
         else:
             raise UserError(
-                f"cards.model={self._config.model} has a window of {self._window} tokens; the shortest prompt takes {len(ids)} "
-                f"and a card {self._config.max_new_tokens}. Take another model or lower cards.max_new_tokens"
+                f"cards.model={self._config.model} has a window of {self._window} tokens; the shortest prompt takes "
+                f"{len(ids)} and a card {self._config.max_new_tokens}. Take another model or lower cards.max_new_tokens"
             )
         content = json.dumps([*self._identity, record_id, component, attempt, ids])
         return Task(record_id, component, attempt, tuple(ids), hashlib.sha256(content.encode()).hexdigest())

@@ -72,7 +72,7 @@ class DatasetConfig:
     """A row that is larger, as it stands in its file, is set aside; in megabytes of UTF-8."""
     shard_records: int = 10_000
     """Records a shard."""
-    near_duplicates: float = 0.85
+    near_duplicates: float = 0.7
     """Jaccard similarity of word 5-grams, of prompts and of answers, at which a record repeats another; 0 is off."""
 
 

@@ -4,7 +4,7 @@ Exact: equal text up to Unicode form, case and white space. Near: the prompt sid
 side (assistant turns) each have a Jaccard similarity of word 5-grams of at least the threshold; both must, so that one
 prompt answered by several models, or one curt answer to several prompts, is no duplicate. MinHash signatures and
 locality-sensitive hashing (Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, ch. 3), by `rensa`,
-find the candidates; similarity itself is then computed exactly. Memory: the index holds about 1 KB a kept record.
+find the candidates; similarity itself is then computed exactly. Memory: the index holds 1.7 KB a kept record.
 """
 
 from __future__ import annotations

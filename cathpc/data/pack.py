@@ -104,6 +104,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         os.fsync(aside.fileno())
     os.replace(out / ".aside.jsonl", out / "aside.jsonl")
     if not flats["train"].ids:
+        for flat in flats.values():
+            flat.remove()
         raise UserError(
             f"{source}: none of its {records} records can be trained on with pack.seq_len={seq_len} and "
             f"pack.eval_share={config.pack.eval_share} (set aside: {reasons or 'none'}, held out: "
@@ -167,15 +169,21 @@ class _Flat:
         self.lengths.append(len(ids))
         self.supervised.append(int((labels != NO_LABEL).sum()))
 
-    def arrays(self) -> list[np.ndarray]:
-        """Ids and labels of all records, flat, mapped from disk."""
+    def close(self) -> None:
+        """No more records."""
         for file in self.files:
             file.close()
+
+    def arrays(self) -> list[np.ndarray]:
+        """Ids and labels of all records, flat, mapped from disk."""
+        self.close()
         if not self.ids:
             return [np.zeros(0, np.int32), np.zeros(0, np.int32)]
         return [np.memmap(p, dtype=np.int32, mode="r") for p in self.paths]
 
     def remove(self) -> None:
+        """Delete the flat files."""
+        self.close()
         for path in self.paths:
             path.unlink(missing_ok=True)
 

@@ -75,7 +75,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         os.fsync(file.fileno())
     if not (keep & ~staging.labelled).any():
         raise UserError(
-            f"{len(keys)} sources with {counts.rows.total():,} rows give no record ({_reasons(counts.reasons())}). "
+            f"{counts.rows.total():,} rows of {', '.join(keys)} give no record ({_reasons(counts.reasons())}). "
             f"Every row with its reason: {rejects}"
         )
     shards = _write(staging, keep, out, dataset.shard_records)
@@ -255,7 +255,7 @@ def _summary(
     records, labels = int((keep & ~staging.labelled).sum()), int((keep & staging.labelled).sum())
     reasons = counts.reasons()
     aside, over = reasons.total(), reasons[OVER_LIMIT]
-    parts = [f"{records:,} records from {len(keys)} sources"]
+    parts = [f"{records:,} records from {len(keys)} source{'s' * (len(keys) > 1)}"]
     if labels:
         parts.append(f"{labels:,} labelled refusals")
     if over:

@@ -15,7 +15,9 @@ import csv
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -44,24 +46,13 @@ def local_rows(key: str, source: SourceConfig, file: Path, max_bytes: int, cache
     """
     kind = file_kind(source.path)
     try:
-        if kind == "parquet":
-            yield from _arrow_rows(_stream("parquet", file, cache), max_bytes)
-            return
-        lines = _lines(file, cache)
-        if kind == "csv":
-            yield from _csv_rows(lines, max_bytes)
-            return
-        start: list[str] = []  # blank lines, and the first one that is not
-        for line in lines:
-            start.append(line)
-            if not line.isspace():
-                break
-        array = kind == "json" and bool(start) and start[-1].lstrip().startswith("[")
-        lines = chain(start, lines)
-        if array:
-            yield from _array_rows((_decode(line) for line in lines), max_bytes)
-        else:
-            yield from _json_lines(lines, max_bytes)
+        with _named_plainly(file) as plain:
+            if kind == "parquet":
+                yield from _arrow_rows(_stream("parquet", plain, cache), max_bytes)
+            elif kind == "csv":
+                yield from _csv_rows(_lines(plain, cache), max_bytes)
+            else:
+                yield from _json_rows(_lines(plain, cache), max_bytes, array=kind == "json")
     except _Broken as error:
         raise UserError(f"source {key!r}: {file} {error}") from None
     except (pa.ArrowException, datasets.exceptions.DatasetsError, EOFError) as error:
@@ -104,6 +95,15 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
+@contextmanager
+def _named_plainly(file: Path) -> Iterator[Path]:
+    """A link to `file` whose name the library cannot take for a pattern ('a[1].jsonl') or a chain of URLs ('a::b')."""
+    with tempfile.TemporaryDirectory(prefix="cathpc-") as folder:
+        link = Path(folder) / "rows"
+        link.symlink_to(file)
+        yield link
+
+
 def _stream(builder: str, file: Path, cache: Path, **options: Any) -> Any:
     return datasets.load_dataset(
         builder, data_files=[str(file)], split="train", streaming=True, cache_dir=str(cache), **options
@@ -124,6 +124,18 @@ def _decode(line: str) -> str:
 
 def _size(size: int, max_bytes: int, start: str) -> Reject:
     return Reject(TOO_LARGE, f"{size / 1e6:.1f} MB, the limit is {max_bytes / 1e6:g} MB", excerpt(start))
+
+
+def _json_rows(lines: Iterator[str], max_bytes: int, *, array: bool) -> Rows:
+    """Rows of JSON Lines or, where `array` allows it and the first character is a bracket, of a JSON array."""
+    start: list[str] = []  # blank lines, and the first one that is not
+    for line in lines:
+        start.append(line)
+        if not line.isspace():
+            break
+    array = array and bool(start) and start[-1].lstrip().startswith("[")
+    lines = chain(start, lines)
+    return _array_rows(map(_decode, lines), max_bytes) if array else _json_lines(lines, max_bytes)
 
 
 def _json_lines(lines: Iterable[str], max_bytes: int) -> Rows:

@@ -22,7 +22,7 @@ from cathpc.store import file_hash, read_json, write_json
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 """File name extension -> how the file is read."""
 _HUB_ID = re.compile(r"(?!buckets/)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-"""Without an 'org/' the `datasets` library takes a name for one of its own loaders ('json'), with a dot for a folder."""
+"""Without 'org/' the `datasets` library takes a name for one of its loaders ('json'), with a dot for a folder."""
 _SETTLED_S = 2.0
 """A file that changed less than this before it was hashed may change again within one tick of its clock: not cached."""
 

@@ -40,13 +40,13 @@ def load(folder: Path, dtype: Dtype) -> tuple[Any, Template]:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype.value), use_safetensors=True, **placement
     )
-    model.eval()
+    model.train(False)
     return model, Template.load(folder)
 
 
-def window(model: Any) -> int:
-    """The longest sequence that the model takes, in tokens."""
-    return int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+def window(config: Any) -> int:
+    """The longest sequence that a model with this Hugging Face config takes, in tokens."""
+    return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
 
 
 def pick(logits: torch.Tensor, temperature: float, top_k: int, uniforms: list[float]) -> torch.Tensor:
@@ -64,7 +64,7 @@ def pick(logits: torch.Tensor, temperature: float, top_k: int, uniforms: list[fl
 
 
 def penalise(logits: torch.Tensor, written: list[set[int]], penalty: float) -> torch.Tensor:
-    """`logits` [rows, vocabulary] with the tokens that each row has `written` made less likely (CTRL, arXiv:1909.05858)."""
+    """`logits` [rows, vocabulary], the tokens that each row has `written` made less likely (CTRL, arXiv:1909.05858)."""
     logits = logits.float().clone()
     for row, tokens in enumerate(written):
         seen = torch.tensor(sorted(tokens), dtype=torch.long, device=logits.device)
@@ -101,8 +101,8 @@ def generate(
 ) -> list[list[int]]:
     """The tokens that `model` writes after each of `prompts` (one batch), up to `stop_id`, which is left out.
 
-    `seeds` (one string a prompt) is needed where `temperature` > 0. Tokens already written count `repetition_penalty` times
-    less (1 is off), except those in `unpenalised`. `steer` may replace each chosen token.
+    `seeds` (one string a prompt) is needed where `temperature` > 0. Tokens already written get less likely by
+    `repetition_penalty` (1 is off), except those in `unpenalised`. `steer` may replace each chosen token.
     """
     assert temperature == 0 or seeds is not None
     if not prompts:

@@ -34,8 +34,8 @@ class ModelConfig:
     """Group `model`: the model that is fine-tuned."""
 
     base: str = ""
-    """A Hub id ('meta-llama/Meta-Llama-3-70B'), a folder ('./llama', '/models/llama'), 'package:NAME' (a Python package that
-    carries a model) or 'random:llama' (a tiny model with random weights, for tests)."""
+    """A Hub id ('meta-llama/Meta-Llama-3-70B'), a folder ('./llama', '/models/llama'), 'package:NAME' (a Python
+    package that carries a model) or 'random:llama' (a tiny model with random weights, for tests)."""
     template: TemplateConfig = field(default_factory=TemplateConfig)
 
 
@@ -58,7 +58,8 @@ class GptConfig:
     """Share of the prompts that neither GPT trains on."""
     heldout_tokens: int = 8_000
     """Tokens of such prompts and their answers on which the perplexity is measured."""
-    dtype: Dtype = Dtype.float32
+    dtype: Dtype = Dtype.bfloat16
+    """Of the matrix products; weights and optimizer are float32. bfloat16 is 2.6 times as fast on a CPU that has it."""
     seed: int = 0
 
 

@@ -6,6 +6,7 @@ four bytes a parameter and one quantised tensor; time is about 15 s for 135 mill
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 from cathpc.errors import UserError
@@ -73,7 +74,7 @@ def _split(file: Path) -> str:
             raise UserError(f"{file} is not a GGUF file; download it again")
     try:
         metadata, _ = read_gguf_metadata(str(file), ())
-    except (ValueError, KeyError, IndexError, OverflowError, EOFError) as error:
+    except (ValueError, KeyError, IndexError, OverflowError, struct.error) as error:
         raise UserError(f"{file} is a broken GGUF file ({error}); download it again") from error
     kind, split = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "")
     if split in _DIGITS_FIRST:

@@ -195,7 +195,7 @@ def train(
     """
     device = next(model.parameters()).device
     steps = [batch for epoch in range(gpt.epochs) for batch in batches(examples, gpt.batch_tokens, gpt.seed + epoch)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=gpt.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=gpt.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     warmup = max(1, round(0.05 * len(steps)))
     curve: list[dict[str, float]] = []
     done, total = 0, sum(len(e.ids) for batch in steps for e in batch)

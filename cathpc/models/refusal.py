@@ -152,7 +152,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         "temperature": classifier.temperature,
         **measure(truth, probabilities, settings.cutoff),
     }
-    _save(classifier, out / "model")
+    save(classifier, out / "model")
     write_json(out / "metrics.json", metrics)
     table = {"id": [r.id for r in held_rows], "label": truth.astype(float), "probability": probabilities}
     pq.write_table(pa.table(table), out / ".heldout.tmp")
@@ -191,7 +191,10 @@ def fit(
     settings: RefusalConfig,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> RefusalModel:
-    """Tune the encoder in `folder` on `rows`; the classes weigh the same, however many rows each has."""
+    """Tune the encoder in `folder` on `rows`; the classes weigh the same, however many rows each has.
+
+    Matrices multiply in bfloat16 (autocast), weights and optimizer stay in float32.
+    """
     torch.manual_seed(settings.seed)
     names = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
     model: Model = AutoModelForSequenceClassification.from_pretrained(
@@ -204,7 +207,7 @@ def fit(
     cut = [(row, classifier.windows(row.answer)) for row in rows]
 
     steps = settings.epochs * -(-len(cut) // settings.batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / max(1.0, 0.1 * steps), 1 - step / (steps + 1))
     )
@@ -304,7 +307,8 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _save(classifier: RefusalModel, folder: Path) -> None:
+def save(classifier: RefusalModel, folder: Path) -> None:
+    """Write a Hugging Face folder that `RefusalModel.load` and plain transformers read."""
     classifier.model.save_pretrained(folder)
     classifier.tokenizer.save_pretrained(folder)
     write_json(folder / CALIBRATION, {"temperature": classifier.temperature, "max_len": classifier.max_len})

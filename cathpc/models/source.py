@@ -86,11 +86,15 @@ def prepare(name: str, template: TemplateConfig | None, cache: Path) -> Path:
     """
     cache = cache.absolute()
     known = identity(name, cache=cache / "model-digests.json")
+    bare = {"model": known}
+    key = bare if template is None else {**bare, "template": asdict(template)}
+    if (ready := _place(cache, key)).is_dir():
+        return ready
     kind, value = _parse(name)
     if kind == "random":
         from cathpc.models import tiny
 
-        raw = _cached(cache, {"model": known}, partial(tiny.build, value))
+        raw = _cached(cache, bare, partial(tiny.build, value))
         link = True
     else:
         if kind == "hub":
@@ -101,13 +105,13 @@ def prepare(name: str, template: TemplateConfig | None, cache: Path) -> Path:
         if gguf := _gguf(raw):
             from cathpc.models.gguf import convert
 
-            raw = _cached(cache, {"model": known}, partial(convert, gguf))
+            raw = _cached(cache, bare, partial(convert, gguf))
             link = True
         elif template is None:
-            return _cached(cache, {"model": known}, partial(_adopt, raw, link))
+            return _cached(cache, bare, partial(_adopt, raw, link))
     if template is None:
         return raw
-    return _cached(cache, {"model": known, "template": asdict(template)}, partial(_fit, raw, template, link))
+    return _cached(cache, key, partial(_fit, raw, template, link))
 
 
 def _adopt(raw: Path, link: bool, target: Path) -> None:
@@ -205,7 +209,7 @@ def _package_version(name: str) -> str:
 
 def _download(hub_id: str, commit: str) -> Path:
     """Snapshot of a Hub model at a commit, in the Hub's own cache (HF_HOME); resumable. Only files that are read."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -232,20 +236,32 @@ def _download(hub_id: str, commit: str) -> Path:
         ) from None
     except Exception as error:
         # The Hub's client lets its HTTP library's errors through; that library's name depends on the client's version.
-        passing = isinstance(error, (LocalEntryNotFoundError, HfHubHTTPError)) or type(error).__module__.startswith("httpx")
+        passing = isinstance(error, (LocalEntryNotFoundError, HfHubHTTPError)) or type(error).__module__.startswith(
+            "httpx"
+        )
         if not passing:
             raise
+        if constants.HF_HUB_OFFLINE:
+            raise UserError(
+                f"the model {hub_id!r} is not on this machine yet, and HF_HUB_OFFLINE forbids to download it; "
+                "run 'python -m cathpc fetch' where there is a network"
+            ) from error
         raise TryAgainError(f"the model {hub_id!r} cannot be downloaded: {error}") from error
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 
+def _place(cache: Path, key: dict[str, Any]) -> Path:
+    """Where the folder of `key` is or will be."""
+    text = json.dumps({"version": VERSION, **key}, sort_keys=True)
+    return cache / "models" / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _cached(cache: Path, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
     """The folder of `key` under `cache/models`; `build(folder)` fills it where it is not there yet."""
-    text = json.dumps({"version": VERSION, **key}, sort_keys=True)
-    name = hashlib.sha256(text.encode()).hexdigest()[:16]
-    final = cache / "models" / name
+    final = _place(cache, key)
+    name = final.name
     if final.is_dir():
         return final
     final.parent.mkdir(parents=True, exist_ok=True)

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from cathpc.errors import ChangedError, UserError
 from cathpc.models.weights import place, read_json
-from cathpc.record import Message
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
+
+    from cathpc.record import Message
 
 FILE = "template.json"
 CHAT_TEMPLATE = "chat_template.jinja"

@@ -21,7 +21,7 @@ from cathpc.report.plots import COMPONENT_COLOURS
 from cathpc.report.tables import LABELS, first_user, label, table
 
 QUALITY = {
-    "contrast": "the contrast, by how many nats a token the reference GPT likes the answer better than the pool GPT does",
+    "contrast": "the contrast, by how many nats a token the reference GPT likes the answer better than the pool does",
     "perplexity": "the perplexity of its answer under the reference GPT",
 }
 
@@ -53,10 +53,10 @@ def flow(facts: Facts) -> dict[str, Any]:
         [words(rule), count, percent(count / max(entered, 1), 1), _setting(settings, rule), _threshold(facts, rule)]
         for rule, count in drops
     ]
-    labels = facts.summary("pull")["labels"]
+    pulled, labels = facts.summary("pull"), facts.summary("pull")["labels"]
     text = (
-        f"{facts.summary('pull')['rows']:,} rows were read from {len(facts.sources)} sources; {facts.summary('pull')['set_aside']:,} "
-        f"were set aside while reading. Of the {entered:,} scored records {kept:,} are kept."
+        f"{pulled['rows']:,} rows were read from {len(facts.sources)} sources; {pulled['set_aside']:,} were set aside "
+        f"while reading. Of the {entered:,} scored records {kept:,} are kept."
     )
     if labels:
         text += f" {labels:,} labelled refusals train the refusal classifier and never reach the mix."
@@ -102,9 +102,9 @@ def population(facts: Facts) -> dict[str, Any]:
         )
     return {
         "text": (
-            f"Two scores place every record: how likely its answer is a refusal, and its quality ({QUALITY[quality]}). Records "
-            f"with a refusal score above {number(settings['max_refusal'])} are dropped, and of each component the worst "
-            f"{percent(settings['drop_quality'])} by quality among those that the other rules left."
+            f"Two scores place every record: how likely its answer is a refusal, and its quality ({QUALITY[quality]}). "
+            f"A refusal score above {number(settings['max_refusal'])} drops a record, and of each component the worst "
+            f"{percent(settings['drop_quality'])} by quality go, among those that the other rules left."
         ),
         "table": table(
             "Scores by component (medians over all scored records; shares over the kept ones)",
@@ -128,8 +128,8 @@ def lengths(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     settings = facts.config("select", "select")
     return {
         "text": (
-            f"Answers have {settings['min_answer_tokens']:,} to {settings['max_answer_tokens']:,} tokens; reasoning and health ask "
-            "for more, because short answers there state a result without the way to it."
+            f"Answers have {settings['min_answer_tokens']:,} to {settings['max_answer_tokens']:,} tokens; reasoning "
+            "and health ask for more, because short answers there state a result without the way to it."
         ),
         "figures": [key for key in pictures if key.startswith("length-")],
     }
@@ -164,15 +164,21 @@ def models(facts: Facts) -> dict[str, Any]:
 
 
 def cards(facts: Facts) -> dict[str, Any]:
-    """Cards by verdict, and examples with their checks."""
-    total = facts.card_counts.total()
+    """Cards by verdict, the rules that they hold, the checks that refused some, and examples."""
+    total, summary = facts.card_counts.total(), facts.summary("cards")
     rows = [[verdict, count, percent(count / max(total, 1), 1)] for verdict, count in facts.card_counts.most_common()]
+    refused = summary.get("refused_by_check", {})
     return {
         "text": (
-            f"{total:,} records carry a system card. A verified card was written by a model and passed every check; where none "
-            "did, a plain card is set, made of what the record itself shows. The examples are chosen by a hash of their ids."
+            f"{total:,} records carry a system card. A verified card was written by a model and passed every check; "
+            "a given one is built on the record's own system prompt; where neither could be, a plain card holds the "
+            "rules alone. The examples are chosen by a hash of their ids."
         ),
-        "table": table("Cards by verdict", ["verdict", "cards", "share"], rows),
+        "tables": [
+            table("Cards by verdict", ["verdict", "cards", "share"], rows),
+            table("Rules that the cards hold", ["rule", "cards"], [[words(k), v] for k, v in summary["rules"].items()]),
+            table("Written cards refused, by check", ["check", "cards"], [[words(k), v] for k, v in refused.items()]),
+        ],
         "examples": [_card_example(row) for row in facts.card_examples],
     }
 
@@ -186,13 +192,12 @@ def _card_example(row: Mapping[str, Any]) -> dict[str, Any]:
         "source": record["source"],
         "origin": record["origin"],
         "license": record["license"],
-        "attempts": f"{attempts} attempt{'' if attempts == 1 else 's'}",
+        "attempts": {0: "not written by a model", 1: "written once"}.get(attempts, f"written {attempts} times"),
+        "checked": "Checks of the last card that was written" if row["verdict"] == "plain" else "Checks",
         "headline": first_user(record["messages"]),
         "messages": record["messages"],
-        "checks": [
-            {"passed": not seen, "text": f"{check}{': ' if seen else ''}{seen}"}
-            for check, seen in row["checks"].items()
-        ],
+        "passed": [words(check) for check, seen in row["checks"].items() if not seen],
+        "failed": [f"{words(check)} ({seen})" for check, seen in row["checks"].items() if seen],
     }
 
 
@@ -203,7 +208,7 @@ def kept_rows(facts: Facts) -> pa.Table:
 
 def _setting(settings: Mapping[str, Any], rule: str) -> str:
     """The key of group `select` that sets a rule, and its value."""
-    key = filters.KEYS[rule]
+    key = filters.KEYS.get(rule, "")
     return f"{key}: {number(settings[key])}" if key else "not scored"
 
 

@@ -67,7 +67,8 @@ def rule_counts(facts: Facts) -> list[tuple[str, int]]:
     counted = {
         row["values"]: row["counts"] for row in pc.value_counts(facts.scored["rule"]).to_pylist() if row["values"]
     }
-    return [(rule, counted[rule]) for rule in filters.NAMES if rule in counted]
+    order = [*filters.NAMES, *sorted(counted.keys() - set(filters.NAMES))]
+    return [(rule, counted[rule]) for rule in order if rule in counted]
 
 
 def quality_cuts(facts: Facts) -> dict[str, float]:
@@ -96,7 +97,7 @@ def _save(figure: Figure, folder: Path, key: str, alt: str, caption: str, *, vec
 def _flow(facts: Facts, folder: Path) -> Picture:
     drops = rule_counts(facts)
     entered, kept = facts.scored.num_rows, _count(facts.scored["kept"])
-    figure = Figure(figsize=(7.0, 1.3 + 0.34 * len(drops)), layout="constrained")
+    figure = Figure(figsize=(6.2, 1.3 + 0.34 * len(drops)), layout="constrained")
     plots.flow_waterfall(figure.add_subplot(), entered=entered, drops=[(words(r), n) for r, n in drops], kept=kept)
     listed = ", ".join(f"{words(rule)} {count:,}" for rule, count in drops)
     alt = f"Waterfall: {entered:,} records enter selection, {kept:,} are kept. Dropped by rule: {listed or 'none'}."
@@ -107,7 +108,7 @@ def _flow(facts: Facts, folder: Path) -> Picture:
 def _population(facts: Facts, table: pa.Table, folder: Path, max_points: int) -> Picture:
     settings = facts.config("select", "select")
     shown, cuts = sample(table, max_points), quality_cuts(facts)
-    figure = Figure(figsize=(7.0, 5.6), layout="constrained")
+    figure = Figure(figsize=(6.2, 5.6), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(5, 1), height_ratios=(1, 5), wspace=0.02, hspace=0.02)
     axes = figure.add_subplot(grid[1, 0])
     top = figure.add_subplot(grid[0, 0], sharex=axes)
@@ -128,13 +129,13 @@ def _population(facts: Facts, table: pa.Table, folder: Path, max_points: int) ->
         else (f"all {table.num_rows:,} scored records")
     )
     alt = (
-        f"Scatter plot of {drawn}: refusal score against {settings['quality']}, coloured by component. {percent(refused)} "
-        f"lie right of the refusal cut {number(settings['max_refusal'])}. Quality cuts: "
+        f"Scatter plot of {drawn}: refusal score against {settings['quality']}, coloured by component. "
+        f"{percent(refused)} lie right of the refusal cut {number(settings['max_refusal'])}. Quality cuts: "
         + (", ".join(f"{name} {number(cut)}" for name, cut in sorted(cuts.items())) or "none") + "."
     )  # fmt: skip
     caption = (
-        f"Shown are {drawn}. Filled marks were kept, hollow ones dropped by any rule. Dashed lines are the cuts: the refusal "
-        "score's, and each component's own for quality. The curves at the rim are the marginal distributions."
+        f"Shown are {drawn}. Filled marks were kept, hollow ones dropped by any rule. Dashed lines are the cuts: the "
+        "refusal score's, and each component's own for quality. The curves at the rim are the marginal distributions."
     )
     return _save(figure, folder, "population", alt, caption, vector=False)
 
@@ -197,14 +198,14 @@ def _training(facts: Facts, folder: Path) -> dict[str, Picture]:
             f"{name} from {number(float(values[0]))} at step {at[0]} to {number(float(values[-1]))} at step {at[-1]}"
             for name, (at, values) in series.items()
         )
-        stops = " Dotted lines: training stopped and went on ." if facts.resumed else ""
+        stops = " Dotted lines: training was stopped and went on." if facts.resumed else ""
         pictures[key] = _save(figure, folder, key, f"{what}: {said}.", f"{what} over the global step.{stops}")
     return pictures
 
 
 def _fidelity(facts: Facts, folder: Path) -> Picture:
     rows = fidelity_rows(facts.fidelity)
-    figure = Figure(figsize=(7.0, 1.4 + 0.46 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(6.2, 1.4 + 0.46 * len(rows)), layout="constrained")
     plots.fidelity(figure.add_subplot(), [(words(family), shares) for family, shares in rows])
     said = "; ".join(
         f"{words(family)}: " + ", ".join(f"{model} {percent(share[0])}" for model, share in shares.items())
@@ -216,7 +217,7 @@ def _fidelity(facts: Facts, folder: Path) -> Picture:
 
 def _time(facts: Facts, folder: Path) -> Picture:
     times = [(name, float(manifest["seconds"])) for name, manifest in facts.manifests.items()]
-    figure = Figure(figsize=(7.0, 1.0 + 0.3 * len(times)), layout="constrained")
+    figure = Figure(figsize=(6.2, 1.0 + 0.3 * len(times)), layout="constrained")
     plots.stage_times(figure.add_subplot(), times)
     said = ", ".join(f"{name} {plots.duration(seconds)}" for name, seconds in times)
     total = plots.duration(sum(seconds for _, seconds in times))

@@ -39,7 +39,7 @@ class Facts:
     heldout: pa.Table
     """Held-out answers of the refusal classifier: label, probability."""
     steps: list[dict[str, Any]]
-    """Training, one row a global step, rising, without superseded steps; a held-out loss stands in the row of its step."""
+    """Training, one row a global step, rising, without superseded steps; a held-out loss is in the row of its step."""
     resumed: list[int]
     """Steps after which training stopped and went on."""
     card_counts: Counter[str]
@@ -138,5 +138,6 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except ValueError as error:
                 raise DataError(
-                    f"{path}, line {number} is not JSON ({error}): {line[:80]!r}. Remove its folder and run the same command again"
+                    f"{path}, line {number} is not JSON ({error}): {line[:80]!r}. "
+                    "Remove its folder and run the same command again"
                 ) from None

@@ -15,17 +15,18 @@ from cathpc.record import unit_hash
 from cathpc.report.figures import Picture, fidelity_rows
 from cathpc.report.gather import SAMPLE_SEED, Facts
 from cathpc.report.html import percent, words
+from cathpc.report.plots import duration
 from cathpc.report.tables import first_user, is_number, label, table
 
 METHODS = (
     (
-        "Temperature scaling of the refusal classifier: Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural "
-        "Networks, 2017.",
+        "Temperature scaling of the refusal classifier: Guo, Pleiss, Sun and Weinberger, On Calibration of Modern "
+        "Neural Networks, 2017.",
         "https://arxiv.org/abs/1706.04599",
     ),
     (
-        "Sharded optimizer states, gradients and parameters: Rajbhandari, Rasley, Ruwase and He, ZeRO: Memory Optimizations "
-        "Toward Training Trillion Parameter Models, 2019.",
+        "Sharded optimizer states, gradients and parameters: Rajbhandari, Rasley, Ruwase and He, ZeRO: Memory "
+        "Optimizations Toward Training Trillion Parameter Models, 2019.",
         "https://arxiv.org/abs/1910.02054",
     ),
 )
@@ -36,17 +37,22 @@ def training(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     settings, packed, summary = facts.config("train", "train"), facts.summary("pack"), facts.summary("train")
     train = packed["train"]
     text = (
-        f"{train['records']:,} records, {train['tokens']:,} tokens ({train['supervised']:,} of them learned) in {train['bins']:,} "
-        f"packed sequences of {packed['seq_len']:,} tokens, {percent(train['efficiency'], 1)} full; {settings['epochs']} epochs on "
-        f"{settings['nodes']} × {settings['ranks_per_node']} ranks at a global batch of {settings['global_batch']} sequences."
+        f"{train['records']:,} records, {train['tokens']:,} tokens ({train['supervised']:,} of them learned) in "
+        f"{train['bins']:,} packed sequences of {packed['seq_len']:,} tokens, {percent(train['efficiency'], 1)} full; "
+        f"{settings['epochs']} epochs on {settings['nodes']} × {settings['ranks_per_node']} ranks at a global batch of "
+        f"{settings['global_batch']} sequences."
     )
     if facts.resumed:
         text += f" Training was stopped and went on after step {', '.join(map(str, facts.resumed))}."
     figures = {k: v for k, v in summary.items() if k != "line" and (is_number(v) or isinstance(v, str))}
+    phases = [[words(phase), duration(seconds)] for phase, seconds in summary["seconds"].items()]
     return {
         "text": text,
         "figures": [key for key in pictures if key.startswith("train-")],
-        "tables": [table("Training in figures", ["", "value"], [[label(k), v] for k, v in figures.items()])],
+        "tables": [
+            table("Training in figures", ["", "value"], [[label(k), v] for k, v in figures.items()]),
+            table("Where the time of training went (rank 0)", ["phase", "time"], phases),
+        ],
     }
 
 
@@ -60,15 +66,18 @@ def fidelity(facts: Facts) -> dict[str, Any]:
         for model in names:
             if model in shares:
                 share, low, high = shares[model]
-                row += [percent(share), f"{percent(low)} – {percent(high)}"]
+                row += [percent(share), f"{percent(low)}–{percent(high)}"]
             else:
                 row += [None, None]
         cells.append(row)
     head = ["family", "probes", *(h for model in names for h in (model, f"{model}, 95% interval"))]
+    change = facts.fidelity["difference"]
     return {
         "text": (
-            "Each probe gives the model a system prompt with instructions that a program can check, and a user's message. "
-            "The same probes go to the base and to the tuned model."
+            "Each probe gives the model a system prompt with instructions that a program can check, and a user's "
+            "message. The same probes go to the base and to the tuned model. Tuned minus base is "
+            f"{100 * change['share']:+.0f} percentage points, with a paired 95% interval from "
+            f"{100 * change['low']:+.0f} to {100 * change['high']:+.0f}."
         ),
         "table": table("Probes passed, by family of instruction", head, cells),
         "examples": _answer_examples(facts),
@@ -128,9 +137,9 @@ def _answer_examples(facts: Facts, most: int = 6) -> list[dict[str, Any]]:
         {
             "family": answers[0]["family"],
             "headline": first_user(answers[0]["messages"]),
-            "messages": answers[0]["messages"],
+            "messages": [m for m in answers[0]["messages"] if m["role"] != "assistant"],
             "answers": [
-                {"model": a["model"], "passed": a["passed"], "text": a["answer"], "why": a.get("why", "")}
+                {"model": a["model"], "passed": a["passed"], "texts": a["answers"], "why": a.get("why", "")}
                 for a in answers
             ],
         }

@@ -1,7 +1,7 @@
 """The report's figures: axes in, axes out, nothing is written here.
 
-Each function draws plain numbers (lists, NumPy arrays) on the axes that it is given and returns them, so that a notebook
-can place any of them in a figure of its own. Time and memory grow with the points that are drawn; only
+Each function draws plain numbers (lists, NumPy arrays) on the axes that it is given and returns them, so that a
+notebook can place any of them in a figure of its own. Time and memory grow with the points that are drawn; only
 `population_plane` sees one point a record, and its caller samples them.
 
 Colours are Okabe and Ito's (2008), which readers with any of the usual colour-vision deficiencies tell apart; where
@@ -137,7 +137,7 @@ def population_plane(
         pad = 0.06 * (high - low) or 1.0
         axes.set_ylim(low - pad, high + pad)
         y = np.clip(y, low - 0.8 * pad, high + 0.8 * pad)  # the few beyond are drawn on the rim
-    size = float(np.clip(4000 / max(x.size, 1), 4, 26))
+    size = float(np.clip(8000 / max(x.size, 1), 3, 30))
     edges_x = (1 / (1 + np.exp(-np.linspace(-6.91, 6.91, 28)))).tolist()
     edges_y = np.linspace(*axes.get_ylim(), 28).tolist()
     axes.set_xscale("logit", nonpositive="clip")
@@ -202,8 +202,8 @@ def answer_lengths(axes: Axes, *, kept: ArrayLike, dropped: ArrayLike, threshold
 def reliability(axes: Axes, *, label: ArrayLike, probability: ArrayLike, bins: int = 10) -> Axes:
     """Reliability curve of a classifier: observed share against the mean predicted probability, in equal-width bins.
 
-    `label` is in 0..1 (soft labels count as they are), `probability` the prediction. Bins without a record are left out; a
-    bar below the curve shows each bin's share of the records. A calibrated classifier lies on the diagonal.
+    `label` is in 0..1 (soft labels count as they are), `probability` the prediction. Bins without a record are
+    left out; the bars show each bin's share of the records. A calibrated classifier lies on the diagonal.
     """
     predicted, observed, count = reliability_bins(label, probability, bins)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.0, label="calibrated")
@@ -266,7 +266,7 @@ def training_curve(
 def fidelity(axes: Axes, rows: Sequence[tuple[str, Mapping[str, tuple[float, float, float]]]]) -> Axes:
     """Share of probes passed, by family: a dot with its interval for each model.
 
-    `rows` is [(family, {model: (share, low, high)})], shares in 0..1; the models are drawn in the order of the first row.
+    `rows` is [(family, {model: (share, low, high)})], shares in 0..1, the models in the order of the first row.
     """
     models = list(rows[0][1]) if rows else []
     looks = [(GREY, "s"), (BLUE, "o"), (GREEN, "^"), (ORANGE, "D")]

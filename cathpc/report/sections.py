@@ -13,11 +13,12 @@ from cathpc.report.html import number, percent
 from cathpc.report.plots import duration
 
 
-def page(facts: Facts, pictures: Mapping[str, Picture], *, name: str, title: str, tracked: str) -> dict[str, Any]:
+def page(facts: Facts, pictures: Mapping[str, Picture], *, name: str, title: str) -> dict[str, Any]:
     """Everything that `report.html.j2` shows."""
+    fingerprint = facts.manifests["train"]["fingerprint"]
     return {
         "title": title,
-        "subtitle": f"Experiment {name}, cathpc {__version__}; training fingerprint {facts.manifests['train']['fingerprint']}",
+        "subtitle": f"Experiment {name}, cathpc {__version__}; training fingerprint {fingerprint}",
         "sections": [
             ("glance", "At a glance"),
             ("flow", "Flow of records"),
@@ -45,7 +46,6 @@ def page(facts: Facts, pictures: Mapping[str, Picture], *, name: str, title: str
         "config": model_part.config(facts),
         "cite": model_part.cite(facts, name),
         "version": __version__,
-        "tracked": tracked,
     }
 
 
@@ -59,7 +59,8 @@ def lead(facts: Facts) -> str:
     losses = _losses(facts)
     if losses["held out"]:
         first, last = losses["held out"]
-        text += f"Over {facts.steps[-1]['global_step']:,} training steps the held-out loss went from {first:.3f} to {last:.3f} nats a token. "
+        steps = facts.steps[-1]["global_step"]
+        text += f"Over {steps:,} training steps the held-out loss went from {first:.3f} to {last:.3f} nats a token. "
     overall = _overall(facts)
     if {"base", "tuned"} <= overall.keys():
         text += (
@@ -91,6 +92,18 @@ def tiles(facts: Facts) -> list[dict[str, str]]:
     return found
 
 
+def headline(facts: Facts) -> dict[str, float]:
+    """The figures at the top of the page as plain numbers, for trackers."""
+    found: dict[str, float] = {
+        "records/pulled": facts.summary("pull")["records"],
+        "records/kept": data_part.kept_rows(facts).num_rows,
+        "cards/verified_share": facts.card_counts["verified"] / max(facts.card_counts.total(), 1),
+        "seconds": sum(float(manifest["seconds"]) for manifest in facts.manifests.values()),
+    }
+    found |= {f"fidelity/{model}": share for model, (share, _, _) in _overall(facts).items()}
+    return found | {f"loss/{name.replace(' ', '_')}": pair[1] for name, pair in _losses(facts).items() if pair}
+
+
 def _losses(facts: Facts) -> dict[str, tuple[float, float] | None]:
     """First and last training loss and held-out loss."""
     result: dict[str, tuple[float, float] | None] = {}
@@ -106,7 +119,7 @@ def _overall(facts: Facts) -> dict[str, tuple[float, float, float]]:
 
 def _time_text(facts: Facts) -> str:
     longest = max(facts.manifests, key=lambda name: float(facts.manifests[name]["seconds"]))
-    return f"Stages that are up to date are not run again; their time is that of the run that made them. Longest: {longest}."
+    return f"A stage that is up to date is not run again; its time is that of the run that made it. Longest: {longest}."
 
 
 def _tile(label: str, value: str, note: str) -> dict[str, str]:

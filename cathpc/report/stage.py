@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Write the report of the run whose stages lie in `inputs`; raises `DataError` where a file of theirs is unreadable."""
+    """Write the report of the run whose stages lie in `inputs`; raises `DataError` where a file is unreadable."""
     facts = gather(inputs, examples=config.report.examples)
     pictures = draw(facts, out / "figures", max_points=config.report.max_points)
-    page = sections.page(facts, pictures, name=config.name, title=config.report.title or config.name, tracked="")
+    page = sections.page(facts, pictures, name=config.name, title=config.report.title or config.name)
     tracked = wandb.replay(
         config.tracker,
         out,
@@ -30,7 +30,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         run_id=run_id(config.name, facts),
         steps=tracker_rows(facts),
         config={name: manifest["config"] for name, manifest in facts.manifests.items()},
-        summary={tile["label"]: tile["value"] for tile in page["tiles"]},
+        summary=sections.headline(facts),
         figures={key: (picture.png, picture.caption) for key, picture in pictures.items()},
         tables=tracker_tables(page),
     )

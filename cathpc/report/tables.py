@@ -1,11 +1,12 @@
 """Tables of the report as plain data, and the names of their rows.
 
-A table is {"caption", "head", "rows", "numeric" (columns set right), "foot" (a last row or None)}; cells are values, not
-text: the page formats them.
+A table is {"caption", "head", "rows", "numeric" (columns set right), "foot" (a last row or None)}; cells are values,
+not text: the page formats them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from cathpc.record import Message
 from cathpc.report.html import words
 
 Table = dict[str, Any]
+_PERCENTAGES = re.compile(r"[\d.]+%(–[\d.]+%)?")
 
 
 LABELS = {
@@ -33,6 +35,9 @@ LABELS = {
     "lr": "learning rate",
     "tokens_per_s": "tokens a second",
     "memory_gb": "memory, GB",
+    "first_loss": "training loss, first step",
+    "loss": "training loss, last step",
+    "eval_loss": "held-out loss, last",
 }
 """Keys of summaries whose name says less than words would."""
 
@@ -55,9 +60,9 @@ def label(key: str) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a cell is a number or a percentage."""
+    """Whether a cell is a number, a percentage or an interval of percentages."""
     if isinstance(value, str):
-        return value.endswith("%") and value[:-1].replace(".", "").isdigit()
+        return bool(_PERCENTAGES.fullmatch(value))
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

@@ -16,6 +16,7 @@ import io
 import netrc
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -121,21 +122,20 @@ def _log(
     import wandb
 
     online = mode == "online"
-    run = wandb.init(
-        project=tracker.project,
-        entity=tracker.entity or None,
-        mode="online" if online else "offline",
-        dir=out,
-        id=run_id,
-        name=name,
-        group=name,
-        job_type="report",
-        resume="allow" if online else None,
-        config=dict(config),
-        settings=_settings(timeout_s),
-    )
-    finished = False
     try:
+        run = wandb.init(
+            project=tracker.project,
+            entity=tracker.entity or None,
+            mode="online" if online else "offline",
+            dir=out,
+            id=run_id,
+            name=name,
+            group=name,
+            job_type="report",
+            resume="allow" if online else None,
+            config=dict(config),
+            settings=_settings(timeout_s),
+        )
         # What the server has must not be logged again.
         seen = dict(run.summary).get(AXIS, -1) if run.resumed else -1
         run.define_metric(AXIS, hidden=True)
@@ -154,12 +154,10 @@ def _log(
         run.summary.update(dict(summary))
         url, place = run.url, Path(run.dir).parent
         run.finish()
-        finished = True
     finally:
+        # Also after a failed start: W&B's service would hold the run's id and refuse the offline attempt.
         with contextlib.suppress(Exception):
-            if not finished:
-                run.finish(exit_code=1)
-            wandb.teardown()
+            wandb.teardown(exit_code=1 if sys.exc_info()[0] else 0)
     return {"steps": len(fresh), "url": url if online else None, "folder": str(place.relative_to(out.absolute()))}
 
 

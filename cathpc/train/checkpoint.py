@@ -67,8 +67,11 @@ class CheckpointWriter(CheckpointEngine):
                 file.flush()
                 os.fsync(file.fileno())
             self.written.append(Path(path))
-        except (OSError, RuntimeError) as error:  # torch's zip writer turns a short write into a RuntimeError
-            self.error = error if isinstance(error, OSError) else OSError(f"{path}: {error}")
+        except OSError as error:
+            self.error = error
+        except RuntimeError as error:  # torch's zip writer, closing after a failed write, hides the reason behind its own error
+            reason = error.__context__
+            self.error = reason if isinstance(reason, OSError) else OSError(f"{path}: {error}")
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file, whose hash `load` of this module has verified."""

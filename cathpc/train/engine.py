@@ -138,4 +138,5 @@ def start(config: TrainConfig, folder: Path, total_steps: int) -> Any:
     )
     engine.checkpoint_engine = CheckpointWriter()
     engine._copy_recovery_script = lambda folder: None  # a script of DeepSpeed's beside each checkpoint; `export` does its work
+    engine.train()  # from_pretrained leaves dropout off
     return engine

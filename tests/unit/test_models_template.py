@@ -65,7 +65,10 @@ def test_supervised_are_answers_and_their_stop_token_only(folder: Path) -> None:
     template = Template.load(folder)
     ids, mask = template.encode(CHAT)
     learnt = [i for i, m in zip(ids, mask, strict=True) if m]
-    assert template.raw.decode(learnt, skip_special_tokens=False) == "It is 4.\n\n1. Because.<|im_end|>Bye – 再见 🙂<|im_end|>"
+    assert (
+        template.raw.decode(learnt, skip_special_tokens=False)
+        == "It is 4.\n\n1. Because.<|im_end|>Bye – 再见 🙂<|im_end|>"
+    )
     _, none = template.encode(CHAT[:2], generation_prompt=True)
     assert not any(none)
 

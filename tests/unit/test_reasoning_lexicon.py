@@ -35,7 +35,9 @@ def test_a_marker_inside_another_word_does_not_count(text: str) -> None:
     assert correlatives(text) == 0
 
 
-@pytest.mark.parametrize("text", ["It rained; SO we left.", "“If” is a poem.", "We left (because\nof rain).", "rain—so we left"])
+@pytest.mark.parametrize(
+    "text", ["It rained; SO we left.", "“If” is a poem.", "We left (because\nof rain).", "rain—so we left"]
+)
 def test_a_marker_counts_as_a_whole_word_whatever_case_and_punctuation(text: str) -> None:
     assert correlatives(text) == 1
 
@@ -101,9 +103,9 @@ def test_an_error_in_a_lexicon_is_named(tmp_path: Path, edit: dict, named: str) 
 def test_a_lexicon_that_is_no_yaml_or_no_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("correlatives: [")
-    with pytest.raises(UserError, match="mine.yaml"):
+    with pytest.raises(UserError, match=r"mine\.yaml"):
         load_lexicon(str(path))
-    with pytest.raises(UserError, match="absent.yaml"):
+    with pytest.raises(UserError, match=r"absent\.yaml"):
         load_lexicon(str(tmp_path / "absent.yaml"))
 
 

@@ -170,7 +170,12 @@ def test_rules_that_are_switched_off_drop_nothing(tmp_path: Path) -> None:
     odd = score("odd", language="xx", refusal=1.0, answer_tokens=1, correlatives=0)
     case = Case(tmp_path, [(record("odd", "health"), odd)])
     case.run(
-        languages=[], max_refusal=None, min_answer_tokens=0, max_answer_tokens=0, health_min_tokens=0, min_correlatives=0
+        languages=[],
+        max_refusal=None,
+        min_answer_tokens=0,
+        max_answer_tokens=0,
+        health_min_tokens=0,
+        min_correlatives=0,
     )
     assert case.kept() == ["odd"]
 

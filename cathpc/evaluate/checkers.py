@@ -1,0 +1,182 @@
+"""The checks of probes: small pure functions, answer and parameters in, verdict out.
+
+A probe writes a check as {"type": NAME, parameter: value ...}; NAME is a key of `CHECKS`, the parameters are those of
+the function. None passes an empty answer. Case does not count where phrases are compared.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+from cathpc.cards import shapes
+
+Check = dict[str, Any]
+
+_MARKS = re.compile(
+    r"\b(?:first(?:ly)?|second(?:ly)?|third(?:ly)?|next|then|therefore|thus|hence|because|since|so|finally|"
+    r"step \d+|this means)\b",
+    re.IGNORECASE,
+)
+
+
+def ends_with(answer: str, phrase: str) -> bool:
+    """The last words are `phrase`; closing marks do not count."""
+    return shapes.ends_with(answer, phrase)
+
+
+def begins_with(answer: str, phrase: str) -> bool:
+    """The first words are `phrase`."""
+    return shapes.begins_with(answer, phrase)
+
+
+def contains_any(answer: str, phrases: list[str]) -> bool:
+    """At least one of `phrases` occurs, as whole words."""
+    return any(shapes.contains(answer, p) for p in phrases)
+
+
+def contains_all(answer: str, phrases: list[str]) -> bool:
+    """All of `phrases` occur, as whole words."""
+    return all(shapes.contains(answer, p) for p in phrases)
+
+
+def contains_none(answer: str, phrases: list[str]) -> bool:
+    """None of `phrases` occurs, as whole words."""
+    return not contains_any(answer, phrases)
+
+
+def no_text(answer: str, text: str) -> bool:
+    """`text` occurs nowhere, not even inside a word: for letters, marks and secrets."""
+    return shapes.folded(text) not in shapes.folded(answer)
+
+
+def json_object(answer: str, keys: list[str]) -> bool:
+    """The whole answer is a JSON object with `keys`."""
+    value = shapes.json_value(answer)
+    return isinstance(value, dict) and all(k in value for k in keys)
+
+
+def numbered(answer: str, count: int) -> bool:
+    """There are `count` lines numbered from 1."""
+    return shapes.numbered(answer) == count
+
+
+def bullets(answer: str, count: int) -> bool:
+    """There are `count` lines with a bullet."""
+    return shapes.bullets(answer) == count
+
+
+def no_list(answer: str) -> bool:
+    """There is no numbered line and no bullet."""
+    return not (shapes.numbered(answer) or shapes.bullets(answer))
+
+
+def language(answer: str, code: str) -> bool:
+    """The answer has at least three words and is most likely in the language `code` (ISO 639-1)."""
+    return len(shapes.words(answer)) >= 3 and shapes.language(answer) == code
+
+
+def max_words(answer: str, words: int) -> bool:
+    """At most `words` words."""
+    return 0 < len(shapes.words(answer)) <= words
+
+
+def min_words(answer: str, words: int) -> bool:
+    """At least `words` words."""
+    return len(shapes.words(answer)) >= words
+
+
+def sentences(answer: str, count: int) -> bool:
+    """Exactly `count` sentences."""
+    return len(shapes.sentences(answer)) == count
+
+
+def uppercase(answer: str) -> bool:
+    """There are letters and all are capitals."""
+    return answer.isupper()
+
+
+def lowercase(answer: str) -> bool:
+    """There are letters and none is a capital."""
+    return answer.islower()
+
+
+def matches(answer: str, pattern: str) -> bool:
+    """The regular expression `pattern` is found, case ignored, '^' and '$' at line ends."""
+    return re.search(pattern, answer, re.IGNORECASE | re.MULTILINE) is not None
+
+
+def reasoning(answer: str, marks: int) -> bool:
+    """At least `marks` words of reasoning such as 'first', 'because', 'therefore', or numbered steps."""
+    return len(_MARKS.findall(answer)) + shapes.numbered(answer) >= marks
+
+
+def no_reasoning(answer: str) -> bool:
+    """A bare result: no word of reasoning, no numbered step, one sentence or none."""
+    return bool(shapes.words(answer)) and not reasoning(answer, 1) and len(shapes.sentences(answer)) <= 1
+
+
+CHECKS: dict[str, Callable[..., bool]] = {
+    f.__name__: f
+    for f in (
+        ends_with, begins_with, contains_any, contains_all, contains_none, no_text, json_object, numbered, bullets,
+        no_list, language, max_words, min_words, sentences, uppercase, lowercase, matches, reasoning, no_reasoning,
+    )
+}  # fmt: skip
+
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "str": lambda v: isinstance(v, str) and v != "",
+    "int": lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0,
+    "list[str]": lambda v: isinstance(v, list) and len(v) > 0 and all(isinstance(x, str) and x for x in v),
+}
+
+
+def parameters(kind: str) -> dict[str, str]:
+    """Names and types of the parameters of a check."""
+    found = inspect.signature(CHECKS[kind]).parameters.values()
+    return {p.name: str(p.annotation) for p in found if p.name != "answer"}
+
+
+def fault(check: Any, turns: int) -> str:
+    """What is wrong with a check as it is written in a probe of `turns` user turns; '' for a good one."""
+    if not isinstance(check, dict) or not isinstance(check.get("type"), str):
+        return "a check is an object with a 'type'"
+    kind = check["type"]
+    if kind not in CHECKS:
+        return f"unknown check {kind!r}; there are: {', '.join(sorted(CHECKS))}"
+    wanted = parameters(kind)
+    given = {k: v for k, v in check.items() if k not in ("type", "turn")}
+    if missing := sorted(set(wanted) - set(given)):
+        return f"check {kind!r} lacks {', '.join(missing)}"
+    if unknown := sorted(set(given) - set(wanted)):
+        return f"check {kind!r} has no parameter {', '.join(unknown)}; it takes: {', '.join(wanted) or 'none'}"
+    for name, value in given.items():
+        if not _TYPES[wanted[name]](value):
+            return f"check {kind!r}: {name}={value!r}, {wanted[name]} expected (not empty)"
+    if "pattern" in given:
+        try:
+            re.compile(given["pattern"])
+        except re.error as error:
+            return f"check {kind!r}: pattern {given['pattern']!r} is no regular expression: {error}"
+    turn = check.get("turn", 1)
+    if not isinstance(turn, int) or isinstance(turn, bool) or not 1 <= turn <= turns:
+        return f"check {kind!r}: turn={turn!r}, 1 to {turns} expected"
+    return ""
+
+
+def passes(check: Check, answer: str) -> bool:
+    """Whether `answer` passes a check without fault."""
+    params = {k: v for k, v in check.items() if k not in ("type", "turn")}
+    return bool(answer.strip()) and CHECKS[check["type"]](answer.strip(), **params)
+
+
+def judge(checks: list[Check], answers: list[str]) -> list[dict[str, Any]]:
+    """Each check with the turn (from 1) and whether the answer passed; a check without `turn` is held against all."""
+    return [
+        {**check, "turn": number, "passed": passes(check, answer)}
+        for check in checks
+        for number, answer in enumerate(answers, 1)
+        if check.get("turn", number) == number
+    ]

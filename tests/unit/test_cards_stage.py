@@ -1,0 +1,246 @@
+"""The stage `cards`: whole rows out, one card a record, and no card written twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cathpc.cards import prompt, stage
+from cathpc.cards.cache import Drafts
+from cathpc.cards.config import CardsConfig
+from cathpc.cards.rules import Rule
+from cathpc.cards.writer import Draft, TransformersWriter
+from cathpc.errors import UserError
+from cathpc.evaluate import generate
+from cathpc.models.config import Dtype
+from cathpc.models.template import Template
+from cathpc.record import RECORD_SCHEMA, Message, Record, record_id
+
+from .conftest import LLAMA_TEMPLATE
+
+TINY = CardsConfig(
+    model="random:llama", template=LLAMA_TEMPLATE, max_new_tokens=48, attempts=2, batch_size=2, dtype=Dtype.float32
+)
+
+
+def record(number: int, component: str, *messages: tuple[str, str]) -> Record:
+    talk: list[Message] = [{"role": role, "content": content} for role, content in messages]
+    return Record(record_id("test", talk), "test", component, talk, "careful", "CC0-1.0", f"test.jsonl:{number}")
+
+
+RECORDS = [
+    record(0, "general", ("user", "How do I dry herbs?"), ("assistant", "1. Tie them.\n2. Hang them in the shade.")),
+    record(1, "health", ("user", "My knee hurts."), ("assistant", "It may be a strain. Since when does it hurt?")),
+    record(
+        2,
+        "roleplay",
+        ("system", "You are Sol, a ferryman."),
+        ("user", "Hello!"),
+        ("assistant", "Step in, and mind the gap!"),
+    ),
+    record(
+        3,
+        "roleplay",
+        ("user", "You are a cat."),
+        ("assistant", "Milk, please. Nyan!"),
+        ("user", "And now?"),
+        ("assistant", "I sleep. Nyan!"),
+    ),
+    record(4, "reasoning", ("user", "What is 3 x 4?"), ("assistant", "3 x 4 = 12, because 4 + 4 + 4 = 12.")),
+]
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Path]:
+    folder = tmp_path / "select"
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist([r.row() for r in RECORDS], RECORD_SCHEMA), folder / "kept.parquet")
+    return {"select": folder}
+
+
+def run(config: CardsConfig, inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
+    out.mkdir(exist_ok=True)
+    return stage.run(SimpleNamespace(cards=config, paths=SimpleNamespace(cache=str(cache))), inputs, out)  # type: ignore[arg-type]
+
+
+def outputs(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    cards = [json.loads(line) for line in (out / "cards.jsonl").read_text().splitlines()]
+    return pq.read_table(out / "carded.parquet").to_pylist(), cards
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, most: int = 10**9) -> list[int]:
+    """Sizes of the batches that are generated; the process 'dies' before batch number `most`."""
+    sizes: list[int] = []
+    real = generate.generate
+
+    def watched(model: Any, prompts: list[list[int]], **options: Any) -> list[list[int]]:
+        if len(sizes) == most:
+            raise KeyboardInterrupt
+        sizes.append(len(prompts))
+        return real(model, prompts, **options)
+
+    monkeypatch.setattr(generate, "generate", watched)
+    return sizes
+
+
+def test_without_a_model_every_record_gets_a_plain_card_or_keeps_its_own(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    summary = run(CardsConfig(), inputs, tmp_path / "out", tmp_path)
+    rows, cards = outputs(tmp_path / "out")
+    assert [r["id"] for r in rows] == [c["id"] for c in cards] == [r.id for r in RECORDS]
+    assert [c["verdict"] for c in cards] == ["plain", "plain", "given", "plain", "plain"]
+    assert summary["verdicts"] == {"plain": 4, "given": 1} and summary["shares"]["plain"] == 0.8
+    assert "5 cards" in summary["line"]
+    for row, original in zip(rows, RECORDS, strict=True):
+        assert [m["role"] for m in row["messages"]].count("system") == 1
+        assert row["messages"][0]["role"] == "system"
+        assert row["messages"][1:] == [m for m in original.messages if m["role"] != "system"]
+        kept = {k: v for k, v in row.items() if k != "messages"}
+        assert kept == {k: v for k, v in original.row().items() if k != "messages"}
+    assert rows[2]["messages"][0]["content"].startswith("You are Sol, a ferryman.\n")
+
+
+def test_every_answer_obeys_the_rules_on_its_card(inputs: dict[str, Path], tmp_path: Path) -> None:
+    run(CardsConfig(), inputs, tmp_path / "out", tmp_path)
+    rows, cards = outputs(tmp_path / "out")
+    for row, card in zip(rows, cards, strict=True):
+        assert card["rules"] == card["card"]["rules"] != []
+        for rule in card["rules"]:
+            assert rule["sentence"] in row["messages"][0]["content"]
+            stored = Rule(rule["name"], rule["params"])
+            assert all(stored.holds(m["content"]) for m in row["messages"] if m["role"] == "assistant")
+    assert "numbered_steps" in {r["name"] for r in cards[0]["rules"]}
+    assert "ends_with" in {r["name"] for r in cards[3]["rules"]}
+
+
+def test_a_second_run_writes_nothing_and_gives_the_same(
+    inputs: dict[str, Path], tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = counted(monkeypatch)
+    first = run(TINY, inputs, tmp_path / "out", model_cache)
+    assert 4 <= sum(sizes) <= 8 and first["tokens"] > 0 and first["tokens_per_s"] > 0
+    assert sum(first["refused_by_check"].values()) == sum(sizes) - first["verdicts"].get("verified", 0)
+    before, sizes[:] = outputs(tmp_path / "out"), []
+    second = run(TINY, inputs, tmp_path / "out", model_cache)
+    assert sizes == [] and outputs(tmp_path / "out") == before and second == first
+
+
+def test_a_killed_run_loses_at_most_one_batch(
+    inputs: dict[str, Path], tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        sizes = counted(patch)
+        run(TINY, inputs, tmp_path / "whole", model_cache)
+        batches = len(sizes)
+    with monkeypatch.context() as patch:
+        sizes = counted(patch, most=2)
+        with pytest.raises(KeyboardInterrupt):
+            run(TINY, inputs, tmp_path / "killed", model_cache)
+    assert not (tmp_path / "killed" / "carded.parquet").exists()
+    with (tmp_path / "killed" / "cache" / "drafts.jsonl").open("ab") as torn:
+        torn.write(b'{"key": "half a li')
+    with monkeypatch.context() as patch:
+        sizes = counted(patch)
+        run(TINY, inputs, tmp_path / "killed", model_cache)
+        assert len(sizes) <= batches - 1
+    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
+    drafts = (tmp_path / "killed" / "cache" / "drafts.jsonl").read_text().splitlines()
+    keys = [json.loads(line)["key"] for line in drafts]
+    assert len(keys) == len(set(keys))
+
+
+def test_batch_size_changes_no_card(inputs: dict[str, Path], tmp_path: Path, model_cache: Path) -> None:
+    run(TINY, inputs, tmp_path / "two", model_cache)
+    run(replace(TINY, batch_size=5), inputs, tmp_path / "five", model_cache)
+    assert outputs(tmp_path / "two") == outputs(tmp_path / "five")
+
+
+def test_key_follows_record_prompt_and_sampling(model_cache: Path) -> None:
+    messages = RECORDS[0].messages
+
+    def key(config: CardsConfig = TINY, record: str = "r", talk: list[Message] = messages, attempt: int = 0) -> str:
+        return TransformersWriter(config, model_cache).task(record, talk, "general", attempt).key
+
+    others = [
+        key(replace(TINY, temperature=0.5)),
+        key(replace(TINY, seed=1)),
+        key(replace(TINY, max_new_tokens=47)),
+        key(record="s"),
+        key(talk=RECORDS[1].messages),
+        key(attempt=1),
+    ]
+    assert key() == key(replace(TINY, batch_size=7))
+    assert len({key(), *others}) == len(others) + 1
+
+
+def test_form_is_forced_on_a_model_that_writes_noise(tiny_llama: Path) -> None:
+    model, template = generate.load(tiny_llama, Dtype.float32)
+    form = prompt.Form(template.raw, template.stop_id)
+    asked = template.encode(prompt.build(RECORDS[0].messages, "general", 0), generation_prompt=True)[0] + form.first
+    (written,) = generate.generate(
+        model,
+        [asked],
+        stop_id=template.stop_id,
+        pad_id=template.pad_id,
+        max_new_tokens=400,
+        temperature=1.0,
+        seeds=["noise"],
+        steer=form.steer,
+    )
+    text = template.decode([*form.first, *written])
+    labels = [line.split(":")[0] + ":" for line in text.split("\n")]
+    assert labels == list(prompt.LABELS)
+    assert len(written) < 400  # the form ends by itself
+
+
+def test_stop_token_ends_a_line_not_the_form(tiny_llama: Path) -> None:
+    template = Template.load(tiny_llama)
+    form, written = prompt.Form(template.raw, template.stop_id), []
+    for _ in range(200):
+        token = form.steer(0, written, template.stop_id)
+        if token == template.stop_id:
+            break
+        written.append(token)
+    text = template.decode([*form.first, *written])
+    assert [line.split(":")[0] + ":" for line in text.split("\n")] == list(prompt.LABELS)
+
+
+def test_model_with_a_short_window_takes_fewer_examples_or_is_refused(model_cache: Path) -> None:
+    window = generate.window(generate.load(TransformersWriter(TINY, model_cache)._folder, Dtype.float32)[0].config)
+    full = TransformersWriter(TINY, model_cache).task("r", RECORDS[0].messages, "general", 0)
+    assert len(full.ids) + TINY.max_new_tokens <= window
+    short = replace(TINY, max_new_tokens=window - len(full.ids) + 1)
+    assert len(TransformersWriter(short, model_cache).task("r", RECORDS[0].messages, "general", 0).ids) < len(full.ids)
+    with pytest.raises(UserError, match=r"random:llama has a window of \d+ tokens"):
+        TransformersWriter(replace(TINY, max_new_tokens=window), model_cache).task("r", RECORDS[0].messages, "x", 0)
+
+
+def test_first_draft_with_a_key_stands(tmp_path: Path) -> None:
+    file = tmp_path / "cache" / "drafts.jsonl"
+    drafts = Drafts(file)
+    drafts.add([Draft("k", "r", 0, "first", 1, 0.1), Draft("l", "s", 0, "other", 1, 0.1)])
+    drafts.add([Draft("k", "r", 0, "second", 1, 0.1)])
+    assert drafts["k"].text == "first" and "m" not in drafts
+    assert [Drafts(file)[k].text for k in "kl"] == ["first", "other"]
+    assert len(file.read_text().splitlines()) == 2
+
+
+def test_no_record_gives_empty_files(tmp_path: Path) -> None:
+    (tmp_path / "select").mkdir()
+    pq.write_table(RECORD_SCHEMA.empty_table(), tmp_path / "select" / "kept.parquet")
+    summary = run(CardsConfig(), {"select": tmp_path / "select"}, tmp_path / "out", tmp_path)
+    assert outputs(tmp_path / "out") == ([], []) and summary["records"] == 0
+
+
+def test_bad_layout_is_refused_before_any_work(inputs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "mine.j2").write_text("{{ mood }}")
+    with pytest.raises(UserError, match="mood"):
+        run(CardsConfig(layout=str(tmp_path / "mine.j2")), inputs, tmp_path / "out", tmp_path)

@@ -1,0 +1,154 @@
+"""The reference and pool GPTs: which records train them, and that they learn."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cathpc.errors import UserError
+from cathpc.models import gpt
+from cathpc.models.config import Dtype, GptConfig
+from cathpc.models.gpt import Example, batches, choose, matches, tensors, token_nll
+from cathpc.models.template import Template
+from cathpc.record import RECORD_SCHEMA, Record, heldout, record_id
+from tests.unit.conftest import LLAMA_TEMPLATE
+
+PATTERNS = ["gpt-4*", "gpt4*"]
+
+
+def pulled(folder: Path, generators: dict[str, int], shard: int = 50) -> Path:
+    """Answers of `generators` (name -> how many) to numbered prompts; the name is the answer's last word."""
+    rows = []
+    for name, count in generators.items():
+        for i in range(count):
+            messages = [
+                {"role": "user", "content": f"Prompt {i}"},
+                {"role": "assistant", "content": f"answer {i % 5} of {name or 'nobody'}"},
+            ]
+            key = record_id(f"s{name}{i}", messages)
+            rows.append(Record(key, "s", "general", messages, generator=name).row())
+    (folder / "records").mkdir(parents=True)
+    for number, start in enumerate(range(0, len(rows), shard)):
+        table = pa.Table.from_pylist(rows[start : start + shard], schema=RECORD_SCHEMA)
+        pq.write_table(table, folder / "records" / f"records-{number:05d}.parquet")
+    return folder
+
+
+def chosen(pull: Path, config: GptConfig, *, reference: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    shards = sorted((pull / "records").glob("*.parquet"))
+    tables = [pq.read_table(s).to_pylist() for s in shards]
+    train, held, _ = choose(shards, config, lambda name: matches(name, PATTERNS) is reference)
+    return [tables[p.shard][p.row] for p in train], [tables[p.shard][p.row] for p in held]
+
+
+def config(cache: Path, **settings: Any) -> Any:
+    base = {"base": "random:llama", "template": LLAMA_TEMPLATE, "train_tokens": 3000, "lr": 3e-3, "batch_tokens": 256}
+    return SimpleNamespace(gpt=GptConfig(**{**base, **settings}), paths=SimpleNamespace(cache=str(cache)))
+
+
+def test_generators_match_patterns_whatever_their_case() -> None:
+    assert matches("GPT-4-0613", PATTERNS) and matches("gpt4_1106_preview", PATTERNS)
+    assert not matches("gpt-3.5-turbo", PATTERNS) and not matches("my-gpt-4", PATTERNS) and not matches("", PATTERNS)
+
+
+def test_the_reference_takes_the_named_generators_and_the_pool_all_other_named_ones(tmp_path: Path) -> None:
+    pull = pulled(tmp_path, {"gpt-4-0613": 30, "vicuna": 30, "alpaca": 30, "": 30})
+    for reference, names in ((True, {"gpt-4-0613"}), (False, {"vicuna", "alpaca"})):
+        train, held = chosen(pull, GptConfig(), reference=reference)
+        assert {r["generator"] for r in train} == {r["generator"] for r in held} == names
+
+
+def test_no_heldout_prompt_is_trained_on(tmp_path: Path) -> None:
+    pull = pulled(tmp_path, {"vicuna": 100, "alpaca": 100})
+    train, held = chosen(pull, GptConfig(heldout_share=0.3), reference=False)
+    assert len(train) + len(held) == 200 and 30 < len(held) < 90
+    assert not {r["messages"][0]["content"] for r in train} & {r["messages"][0]["content"] for r in held}
+    assert all(heldout(r["messages"], 0.3) for r in held)
+
+
+def test_generators_of_the_pool_take_turns(tmp_path: Path) -> None:
+    train, _ = chosen(pulled(tmp_path, {"vicuna": 200, "alpaca": 40}), GptConfig(heldout_share=0.0), reference=False)
+    first = [r["generator"] for r in train[:60]]
+    assert first.count("alpaca") == first.count("vicuna") == 30
+
+
+def test_the_choice_does_not_depend_on_shards_and_more_tokens_only_add(tmp_path: Path) -> None:
+    generators = {"vicuna": 120, "alpaca": 120}
+    settings = GptConfig(train_tokens=400, heldout_share=0.0)
+    few, _ = chosen(pulled(tmp_path / "a", generators), settings, reference=False)
+    other, _ = chosen(pulled(tmp_path / "b", generators, shard=17), settings, reference=False)
+    more, _ = chosen(pulled(tmp_path / "c", generators), GptConfig(heldout_share=0.0), reference=False)
+    assert [r["id"] for r in few] == [r["id"] for r in other] == [r["id"] for r in more[: len(few)]]
+    assert len(few) == 2 * 400 // gpt.MIN_TOKENS, "no more is remembered than the tokens can call for"
+
+
+def test_training_lowers_the_heldout_perplexity_and_writes_a_model_folder(tmp_path: Path, model_cache: Path) -> None:
+    pull = pulled(tmp_path / "pull", {"gpt-4": 150, "vicuna": 150})
+    out = tmp_path / "out"
+    out.mkdir()
+    summary = gpt.reference(config(model_cache), {"pull": pull}, out)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["heldout_ppl_after"] < 0.2 * metrics["heldout_ppl_before"]
+    assert metrics["curve"][-1]["loss"] < metrics["curve"][0]["loss"]
+    assert 3000 <= metrics["train_tokens"] < 3100 and metrics["records"] == summary["records"] < 150
+    assert metrics["generators"] == {"gpt-4": 150}
+    assert "perplexity" in summary["line"]
+    template = Template.load(out / "model")
+    model = AutoModelForCausalLM.from_pretrained(out / "model")
+    ids, mask = template.encode(
+        [{"role": "user", "content": "Prompt 1"}, {"role": "assistant", "content": "answer 1 of gpt-4"}]
+    )
+    nll, _ = token_nll(model, *tensors([Example(ids, mask)], template.pad_id, torch.device("cpu")))
+    assert float(nll.mean().detach()) == pytest.approx(math.log(metrics["heldout_ppl_after"]), abs=0.5)
+
+
+def test_the_same_seed_trains_the_same_model(tmp_path: Path, model_cache: Path) -> None:
+    pull = pulled(tmp_path / "pull", {"gpt-4": 60, "vicuna": 60})
+    curves = []
+    for name in ("a", "b"):
+        out = tmp_path / name
+        out.mkdir()
+        gpt.pool(config(model_cache, train_tokens=600, dtype=Dtype.bfloat16), {"pull": pull}, out)
+        curves.append(json.loads((out / "metrics.json").read_text())["curve"])
+    assert curves[0] == curves[1]
+
+
+def test_no_matching_record_names_patterns_and_generators(tmp_path: Path, model_cache: Path) -> None:
+    pull = pulled(tmp_path / "pull", {"vicuna": 3, "": 2})
+    with pytest.raises(UserError, match=r"reference GPT.*gpt-4\*.*vicuna \(3\); 2 records name none"):
+        gpt.reference(config(model_cache), {"pull": pull}, tmp_path)
+    with pytest.raises(UserError, match="pool GPT"):
+        gpt.pool(config(model_cache), {"pull": pulled(tmp_path / "p", {"gpt-4": 3})}, tmp_path)
+
+
+def test_answers_that_do_not_fit_teach_nothing_and_are_named(tmp_path: Path, model_cache: Path) -> None:
+    pull = pulled(tmp_path / "pull", {"gpt-4": 20})
+    with pytest.raises(UserError, match=r"gpt.seq_len=4"):
+        gpt.reference(config(model_cache, seq_len=4), {"pull": pull}, tmp_path)
+
+
+def test_padding_and_chunks_change_no_likelihood(tiny_llama: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    examples = [Example([5, 6, 7, 8 + i] * (1 + 3 * i), [False, True, False, True] * (1 + 3 * i)) for i in range(4)]
+    with torch.inference_mode():
+        padded, rows = token_nll(model, *tensors(examples, 0, torch.device("cpu")), chunk=3)
+        for i, example in enumerate(examples):
+            alone, _ = token_nll(model, *tensors([example], 0, torch.device("cpu")), chunk=0)
+            torch.testing.assert_close(padded[rows == i], alone, atol=1e-5, rtol=0)
+
+
+def test_batches_hold_every_example_once_within_the_limit() -> None:
+    examples = [Example([1] * (1 + i * 37 % 90), [True] * (1 + i * 37 % 90)) for i in range(60)]
+    found = batches(examples, 200, seed=0)
+    assert sorted(len(e.ids) for b in found for e in b) == sorted(len(e.ids) for e in examples)
+    assert all(max(len(e.ids) for e in b) * len(b) <= 200 for b in found)
+    assert [len(b) for b in found] != [len(b) for b in batches(examples, 200, seed=1)], "another order in another epoch"
