@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     os.umask(0o077)  # everything a run writes is private
     try:
         act, arguments = acts.pick(sys.argv[1:] if argv is None else argv)
-        return act.main(arguments)
+        return int(act.main(arguments))
     except CathpcError as error:
         return _say(str(error), error.exit_code if error.exit_code in (EXIT_OURS, 130) else EXIT_USER)
     except OSError as error:

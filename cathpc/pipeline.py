@@ -65,7 +65,9 @@ def _file(key: str, path: str, shipped: str) -> str:
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
-        raise UserError(f"{key}: cannot read {file}: {error.strerror}. Give a readable file, or leave it empty") from None
+        raise UserError(
+            f"{key}: cannot read {file}: {error.strerror}. Give a readable file, or leave it empty"
+        ) from None
 
 
 def _sources(config: Config) -> Any:
@@ -150,7 +152,10 @@ STAGES: tuple[Stage, ...] = (
         does="a system card for every kept record",
         place=Place.accelerator,
         share=1.0,
-        identity=lambda c: [_model(c, c.cards.model) if c.cards.model else None, _file("cards.layout", c.cards.layout, "card.j2")],
+        identity=lambda c: [
+            _model(c, c.cards.model) if c.cards.model else None,
+            _file("cards.layout", c.cards.layout, "card.j2"),
+        ],
     ),
     Stage(
         "pack",

@@ -2,8 +2,8 @@
 
 A stage's folder is `store/<stage>/<fingerprint>`. The fingerprint is a hash of the stage's name and version, of its own
 part of the config, and of its inputs' fingerprints, so it is known before anything runs. The folder is complete when
-its `manifest.json` is there; the manifest is written last (temporary name, fsync, rename) and holds the hash of every file
-and the digests of the inputs that were consumed: a stage whose input was made anew with another content is stale.
+its `manifest.json` is there; it is written last (temporary name, fsync, rename) and holds the hash of every file and
+the digests of the inputs that were consumed: a stage whose input was made anew with another content is stale.
 
 Hashing costs one read of what a stage wrote (about 1 GB/s); subfolders with a manifest of their own, such as
 checkpoints, count by that file alone and are not read again.

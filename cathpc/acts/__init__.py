@@ -10,7 +10,7 @@ import argparse
 import difflib
 import importlib
 import sys
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from cathpc import __version__
 from cathpc.errors import UserError
@@ -23,25 +23,6 @@ ACTS = {
     "pin": "cathpc.acts.pin",
     "chat": "cathpc.acts.chat",
 }
-
-
-class Act(Protocol):
-    """What a module of an act offers."""
-
-    HELP: str
-
-    def options(self, parser: argparse.ArgumentParser) -> None:
-        """Add the act's own options."""
-
-    def main(self, arguments: argparse.Namespace) -> int:
-        """Act; returns the exit code."""
-
-
-class Picked(NamedTuple):
-    """An act and its parsed arguments."""
-
-    act: Any
-    arguments: argparse.Namespace
 
 
 class _Parser(argparse.ArgumentParser):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from cathpc.record import Message
 
-HELP = (
+KEYS = (
     "/reset forgets the conversation, /system TEXT sets the system message, /exit leaves. "
     "Ctrl-C ends an answer, Ctrl-D leaves."
 )

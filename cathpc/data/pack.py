@@ -6,7 +6,7 @@ shape [bins, seq_len], and `segments.parquet` (which record lies where); `pack.j
 `aside.jsonl` (records that cannot be trained on, with the reason). Disk grows with tokens; memory grows with records
 (16 bytes each and their ids), not with tokens: encoded text waits in a flat file until its place is known.
 
-Records are placed by best-fit decreasing (Johnson 1973): the longest first, each into the fullest row that still has room.
+Records are placed by best-fit decreasing (Johnson 1973): the longest first, each into the fullest row that has room.
 """
 
 from __future__ import annotations
@@ -112,9 +112,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
             f"{len(flats['eval'].ids)}). Raise pack.seq_len, lower pack.eval_share or keep more records in select."
         )
     counts = {split: _write(out / split, flats[split], seq_len, template.pad_id) for split in SPLITS}
-    files = {
-        f"{split}/{path.name}": _sha256(path) for split in SPLITS for path in sorted((out / split).iterdir())
-    }
+    files = {f"{split}/{path.name}": _sha256(path) for split in SPLITS for path in sorted((out / split).iterdir())}
     summary: dict[str, Any] = {
         "seq_len": seq_len,
         "pad_id": template.pad_id,
@@ -150,7 +148,7 @@ def _records(source: Path) -> Iterator[tuple[str, list[Message]]]:
 
 
 class _Flat:
-    """Encoded records of one split, one after another in a flat file of labels and one of ids, until they are placed."""
+    """Encoded records of one split in two flat files, of ids and of labels, until they are placed."""
 
     def __init__(self, path: Path) -> None:
         self.paths = [path.with_name(f"{path.name}.{kind}.bin") for kind in ("ids", "labels")]
@@ -195,6 +193,7 @@ def _write(folder: Path, flat: _Flat, seq_len: int, pad_id: int) -> dict[str, An
     bins = best_fit_decreasing(flat.lengths, seq_len)
     shape = (len(bins), seq_len)
     temporary = {name: folder / f".{name}.npy" for name in ARRAYS}
+    arrays: dict[str, np.ndarray]
     if bins:
         arrays = {
             name: np.lib.format.open_memmap(temporary[name], mode="w+", dtype=dtype, shape=shape)

@@ -1,9 +1,9 @@
 """Which packed rows a rank feeds in which step, and the tensors that the model takes.
 
-In: a folder that `pack` wrote. Out: for a global step the rows of every rank, and for a micro-batch its tensors. The order
-is a pure function of seed and epoch and the position is the global step, so nothing about it is ever saved. Rows are
-mapped from disk; memory grows with the number of rows (8 bytes each), not with their tokens, and with the square of the
-sequence length for the attention mask of a micro-batch.
+In: a folder that `pack` wrote. Out: for a global step the rows of every rank, and for a micro-batch its tensors. The
+order is a pure function of seed and epoch and the position is the global step, so nothing about it is ever saved. Rows
+are mapped from disk; memory grows with the number of rows (16 bytes each), not with their tokens, and with the square
+of the sequence length for the attention mask of a micro-batch.
 """
 
 from __future__ import annotations
@@ -101,11 +101,13 @@ def attention_mask(segment_ids: torch.Tensor) -> torch.Tensor:
     return same.tril().unsqueeze(1)
 
 
-def micro_batch(packed: Packed, rows: list[int], device: torch.device, *, masked: bool) -> dict[str, torch.Tensor | None]:
+def micro_batch(
+    packed: Packed, rows: list[int], device: torch.device, *, masked: bool
+) -> dict[str, torch.Tensor | None]:
     """Tensors of some rows: input_ids, labels, position_ids int64 [rows, seq_len] and the boolean attention_mask.
 
-    Without `masked` the rows become one of [1, rows x seq_len] and attention_mask is None: attention kernels for variable
-    lengths find the segments by the position ids that restart, which transformers looks for in batches of one only.
+    Without `masked` the rows become one of [1, rows x seq_len] and attention_mask is None: attention kernels for
+    variable lengths find the segments by the position ids that restart, which transformers looks for in batches of one.
     """
     seq_len = packed.input_ids.shape[1]
 

@@ -1,12 +1,12 @@
 """Checkpoints that are whole or not there.
 
-`save`: all ranks write into a temporary folder, each fsyncs and hashes its own files, all agree that all is well, rank 0
-renames the folder and writes `manifest.json` last. `load`: the newest checkpoint whose every byte is as recorded; others are set
-aside as `bad-...`. A folder without a manifest was never committed.
+`save`: all ranks write into a temporary folder, each fsyncs and hashes its own files, all agree that all is well, rank
+0 renames the folder and writes `manifest.json` last. `load`: the newest checkpoint whose every byte is as recorded;
+others are set aside as `bad-...`. A folder without a manifest was never committed.
 
-    step-000012/            manifest.json   step, world size, identity of data, template and config, size and hash of all files
-                            rng-00000.json  a rank's Python, NumPy and torch generators
-                            deepspeed/*.pt  fp32 weights and optimizer states, partitioned over the ranks
+    step-000012/manifest.json   step, world size, identity of data, template and config, size and hash of all files
+                rng-00000.json  a rank's Python, NumPy and torch generators
+                deepspeed/*.pt  fp32 weights and optimizer states, partitioned over the ranks
 
 Size: 12 bytes a parameter (14 in bfloat16) over all ranks.
 """
@@ -34,11 +34,11 @@ MANIFEST = "manifest.json"
 TAG = "deepspeed"
 
 
-class CheckpointWriter(CheckpointEngine):
+class CheckpointWriter(CheckpointEngine):  # type: ignore[misc]  # DeepSpeed has no types
     """How DeepSpeed writes and reads its files.
 
-    A failed write is kept in `error` rather than raised, because the other ranks would wait for this one in DeepSpeed's next
-    barrier; `save` looks at it when all are through.
+    A failed write is kept in `error` rather than raised, because the other ranks would wait for this one in DeepSpeed's
+    next barrier; `save` looks at it when all are through.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,8 @@ class CheckpointWriter(CheckpointEngine):
             self.written.append(Path(path))
         except OSError as error:
             self.error = error
-        except RuntimeError as error:  # torch's zip writer, closing after a failed write, hides the reason behind its own error
+        except RuntimeError as error:
+            # torch's zip writer, closing after a failed write, hides the reason behind an error of its own.
             reason = error.__context__
             self.error = reason if isinstance(reason, OSError) else OSError(f"{path}: {error}")
 
@@ -92,9 +93,10 @@ def _trusted() -> torch.serialization.safe_globals:
 
 
 def read_states(path: Path) -> dict[str, Any]:
-    """One of DeepSpeed's files, its tensors mapped from disk instead of read. Only for files that `verify` has passed."""
+    """One of DeepSpeed's files, its tensors mapped from disk, not read. Only for files that `verify` has passed."""
     with _trusted():
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        states: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return states
 
 
 def folder_name(step: int) -> str:
@@ -121,7 +123,7 @@ def manifest(checkpoint: Path) -> dict[str, Any]:
 
 
 def verify(checkpoint: Path, *, share: int = 0, shares: int = 1) -> str:
-    """What is wrong with a checkpoint, '' where every file is as its manifest says; only every `shares`-th file is read."""
+    """What is wrong with a checkpoint, '' where every file is as its manifest says; every `shares`-th file is read."""
     files = manifest(checkpoint).get("files")
     if not files:
         return f"{checkpoint / MANIFEST} cannot be read"
@@ -135,13 +137,11 @@ def verify(checkpoint: Path, *, share: int = 0, shares: int = 1) -> str:
     return ""
 
 
-def save(
-    folder: Path, engine: Any, step: int, identity: dict[str, Any], *, keep: int, notes: dict[str, Any]
-) -> Path:
+def save(folder: Path, engine: Any, step: int, identity: dict[str, Any], *, keep: int, notes: dict[str, Any]) -> Path:
     """Commit a checkpoint of `engine` after `step` steps; called by all ranks.
 
-    `identity` is what a resumed run must share; `notes` go into the manifest. Afterwards the `keep` newest committed ones
-    remain. Raises DiskError on all ranks where one could not write; what was there before stays as it was.
+    `identity` is what a resumed run must share; `notes` go into the manifest. Afterwards the `keep` newest committed
+    ones remain. Raises DiskError on all ranks where one could not write; what was there before stays as it was.
     """
     final = folder / folder_name(step)
     temporary = folder / f".tmp-{final.name}"
@@ -202,8 +202,8 @@ def save(
 def load(folder: Path, engine: Any, identity: dict[str, Any]) -> dict[str, Any] | None:
     """Load the newest checkpoint that verifies into `engine`; its manifest, None where nothing was ever committed.
 
-    Called by all ranks; each hashes its share of the files, rank 0 sets bad ones aside and decides. Raises DataError where
-    there are checkpoints and none is sound, ChangedError where one belongs to other data, template or config, and
+    Called by all ranks; each hashes its share of the files, rank 0 sets bad ones aside and decides. Raises DataError
+    where there are checkpoints and none is sound, ChangedError where one belongs to other data, template or config, and
     UserError where it was saved by another number of ranks.
     """
     chosen = _choose(folder)
@@ -213,15 +213,15 @@ def load(folder: Path, engine: Any, identity: dict[str, Any]) -> dict[str, Any] 
     saved = manifest(checkpoint)
     if saved["world_size"] != ranks.world_size():
         raise UserError(
-            f"{checkpoint} was saved by {saved['world_size']} ranks and cannot be loaded by {ranks.world_size()}: its states "
-            f"are partitioned. Run again with train.nodes x train.ranks_per_node = {saved['world_size']}."
+            f"{checkpoint} was saved by {saved['world_size']} ranks and cannot be loaded by {ranks.world_size()}: its "
+            f"states are partitioned. Run again with train.nodes x train.ranks_per_node = {saved['world_size']}."
         )
     for key, now in identity.items():
         if saved["identity"].get(key) != now:
             raise ChangedError(
                 f"{checkpoint / MANIFEST}: {key} is {_short(saved['identity'].get(key), now)} there and "
-                f"{_short(now, saved['identity'].get(key))} now. A training goes on with the same data, template and config "
-                f"only; move {folder} away to train from the start."
+                f"{_short(now, saved['identity'].get(key))} now. A training goes on with the same data, template and "
+                f"config only; move {folder} away to train from the start."
             )
     path, _ = engine.load_checkpoint(str(checkpoint), tag=TAG)
     assert path is not None and engine.global_steps == chosen, (path, engine.global_steps, chosen)
@@ -248,8 +248,8 @@ def _choose(folder: Path) -> int | None:
     history = [p.parent for p in sorted(folder.glob(f"bad-*/{MANIFEST}"))]
     if problems or ranks.from_first(len(history)):
         raise DataError(
-            f"{folder}: no checkpoint is sound ({'; '.join(problems) or 'all were set aside as bad-...'}). Training does not "
-            f"start afresh by itself: restore one of them, or move {folder} away to train from the start."
+            f"{folder}: no checkpoint is sound ({'; '.join(problems) or 'all were set aside as bad-...'}). Training does "
+            f"not start afresh by itself: restore one of them, or move {folder} away to train from the start."
         )
     return None
 

@@ -1,7 +1,7 @@
 """The model under DeepSpeed.
 
-In: the config and a Hugging Face folder. Out: an engine whose forward pass takes a packed micro-batch and gives the sum of
-its losses. Under ZeRO-3 no rank ever holds the whole model: weights are partitioned while they load.
+In: the config and a Hugging Face folder. Out: an engine whose forward pass takes a packed micro-batch and gives the sum
+of its losses. Under ZeRO-3 no rank ever holds the whole model: weights are partitioned while they load.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class PackedLM(torch.nn.Module):
         hidden = getattr(self, self.prefix)(
             input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
         ).last_hidden_state
-        return self.lm_head(hidden, labels)
+        loss: torch.Tensor = self.lm_head(hidden, labels)
+        return loss
 
 
 def accumulation(config: TrainConfig, world_size: int) -> int:
@@ -62,7 +63,7 @@ def accumulation(config: TrainConfig, world_size: int) -> int:
 
 
 def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's own configuration. Gradients are summed in float32 over ranks and micro-batches, whatever the dtype."""
+    """DeepSpeed's configuration. Gradients are summed in float32 over ranks and micro-batches, whatever the dtype."""
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": accumulation(config, world_size),
@@ -87,10 +88,11 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
 def load_model(config: TrainConfig, folder: Path, settings: dict[str, Any]) -> PackedLM:
     """The model of a Hugging Face folder, partitioned over the ranks while it loads where `settings` say ZeRO-3."""
     from transformers import AutoModelForCausalLM
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-    partition = HfDeepSpeedConfig(settings)  # must be alive during from_pretrained, or every rank loads all of it
-    model = AutoModelForCausalLM.from_pretrained(
+    partition: Any = HfDeepSpeedConfig(settings)  # type: ignore[no-untyped-call]
+    # It must be alive during from_pretrained, or every rank loads all of the model.
+    model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, config.dtype.value),
         attn_implementation=_attention(config.attention),
@@ -102,20 +104,25 @@ def load_model(config: TrainConfig, folder: Path, settings: dict[str, Any]) -> P
     for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(model.config, key, None) is not None:
             raise UserError(
-                f"{folder / 'config.json'}: '{key}' says that this architecture ({model.config.model_type}) changes its "
-                f"logits after the output layer, which the chunked loss does not do. Choose a model without it."
+                f"{folder / 'config.json'}: '{key}' says that this architecture ({model.config.model_type}) changes "
+                f"its logits after the output layer, which the chunked loss does not do. Choose a model without it."
             )
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        raise UserError(f"{folder}: the output layer has a bias, which the chunked loss does not add. Choose another model.")
+        raise UserError(
+            f"{folder}: the output layer has a bias, which the chunked loss does not add. Choose another one."
+        )
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+        # Reentrant, because the other kind compares shapes of saved weights, which ZeRO-3 changes in between.
+        model.activation_checkpointing_enable({"use_reentrant": True})
     return PackedLM(model, config.loss_chunk)
 
 
 def _attention(attention: Attention) -> str:
     if attention is Attention.flash:
         if importlib.util.find_spec("flash_attn") is None:
-            raise UserError("train.attention=flash needs the package flash-attn, which is missing: use train.attention=sdpa.")
+            raise UserError(
+                "train.attention=flash needs the package flash-attn, which is missing: take train.attention=sdpa"
+            )
         return "flash_attention_2"
     return "sdpa"
 
@@ -137,6 +144,6 @@ def start(config: TrainConfig, folder: Path, total_steps: int) -> Any:
         ),
     )
     engine.checkpoint_engine = CheckpointWriter()
-    engine._copy_recovery_script = lambda folder: None  # a script of DeepSpeed's beside each checkpoint; `export` does its work
+    engine._copy_recovery_script = lambda folder: None  # a script beside each checkpoint, whose work `export` does
     engine.train()  # from_pretrained leaves dropout off
     return engine

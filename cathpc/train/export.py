@@ -1,8 +1,9 @@
 """Stage `export`: the last checkpoint becomes a Hugging Face folder that plain transformers, vLLM and llama.cpp read.
 
-In: the checkpoint, the base model's config, tokenizer and template. Out: `model/` with bfloat16 safetensors shards, config,
-generation config, tokenizer, chat template, `template.json` and a model card. The fp32 partitions of ZeRO-3 are mapped from
-disk and put together tensor by tensor, so memory grows with one shard (`SHARD_BYTES`) and one tensor, not with the model.
+In: the checkpoint, the base model's config, tokenizer and template. Out: `model/` with bfloat16 safetensors shards,
+config, generation config, tokenizer, chat template, `template.json` and a model card. The fp32 partitions of ZeRO-3
+are mapped from disk and put together tensor by tensor, so memory grows with one shard (`SHARD_BYTES`) and one tensor,
+not with the model.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
 
 
 def write_weights(states: Path, model: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> tuple[int, int]:
-    """Write the weights of DeepSpeed's folder `states` into `model` as safetensors; numbers of parameters and of shards."""
+    """Write the weights of DeepSpeed's folder `states` into `model` as safetensors; numbers of parameters and of
+    shards."""
     from safetensors.torch import save_file
 
     plan: list[list[str]] = [[]]
@@ -106,8 +108,8 @@ def _shapes(states: Path) -> dict[str, tuple[int, ...]]:
 def tensors(states: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The trained tensors in DeepSpeed's folder `states`, whole, one at a time, in the order of their partitions.
 
-    ZeRO-3 cuts each tensor into as many equal pieces as there are ranks (the last one padded) and lays a rank's pieces of
-    all tensors end to end, in groups of bounded size that hold whole pieces.
+    ZeRO-3 cuts each tensor into as many equal pieces as there are ranks (the last one padded) and lays a rank's
+    pieces of all tensors end to end, in groups of bounded size that hold whole pieces.
     """
     shapes = _shapes(states)
     module = _model_states(states)["module"]
@@ -143,9 +145,9 @@ tags: [cathpc, chat]
 ---
 # {name}
 
-Fine-tuned with cathpc on {train['records']:,} conversations ({final['tokens']:,} tokens in {final['epochs']} epochs,
-packed to {pack['seq_len']:,} tokens a row, loss on the assistant's turns alone).
-Final training loss {final['loss']:.4f} nats a token{f", held-out loss {held_out:.4f}" if held_out is not None else ""}.
+Fine-tuned with cathpc on {train["records"]:,} conversations ({final["tokens"]:,} tokens in {final["epochs"]} epochs,
+packed to {pack["seq_len"]:,} tokens a row, loss on the assistant's turns alone).
+Final training loss {final["loss"]:.4f} nats a token{f", held-out loss {held_out:.4f}" if held_out is not None else ""}.
 
 ## Prompt
 ChatML with a BOS, `{bos}`, once at the very start. The system message is a card that says who the model is.
@@ -162,17 +164,13 @@ Hello!{stop}
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("PATH")
-model = AutoModelForCausalLM.from_pretrained("PATH", dtype="bfloat16")
-messages = [
-    {json.dumps({"role": "system", "content": "You are a helpful assistant."})},
-    {json.dumps({"role": "user", "content": "Hello!"})},
-]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-answer = model.generate(**inputs, max_new_tokens=200)
-print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
-```
-The chat template adds the BOS: do not let the tokenizer add a second one to templated text (`add_special_tokens=False`).
+tokenizer = AutoTokenizer.from_pretrained("PATH") model = AutoModelForCausalLM.from_pretrained("PATH",
+dtype="bfloat16") messages = [ {json.dumps({"role": "system", "content": "You are a helpful assistant."})},
+{json.dumps({"role": "user", "content": "Hello!"})}, ] inputs = tokenizer.apply_chat_template(messages,
+add_generation_prompt=True, return_tensors="pt", return_dict=True) answer = model.generate(**inputs,
+max_new_tokens=200) print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)) ```
+The chat template adds the BOS: do not let the tokenizer add a second one to templated text
+(`add_special_tokens=False`).
 
 Template hash `{template.hash}`.
 """

@@ -1,8 +1,9 @@
 """Stage `train`: the training loop, on every rank.
 
-In: packed rows and the prepared base model. Out: `checkpoints/step-000012/...`, `metrics.jsonl`, `samples.jsonl` (the ledger of
-consumed records) and `final.json`. A run that was killed or stopped goes on from its newest sound checkpoint and takes the very
-steps that an uninterrupted one takes. Memory: the model's states partitioned over the ranks, see `cathpc.train.engine`.
+In: packed rows and the prepared base model. Out: `checkpoints/step-000012/...`, `metrics.jsonl`, `samples.jsonl` (the
+ledger of consumed records) and `final.json`. A run that was killed or stopped goes on from its newest sound
+checkpoint and takes the very steps that an uninterrupted one takes. Memory: the model's states partitioned over the
+ranks, see `cathpc.train.engine`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from cathpc import progress
-from cathpc.errors import ChangedError, CathpcError, TryAgainError, UserError
+from cathpc.errors import CathpcError, ChangedError, TryAgainError, UserError
 from cathpc.models.template import Template
 from cathpc.models.weights import write_json
 from cathpc.schema import identity
@@ -93,7 +94,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         stopping = any(row[1] for row in everyone)
         tokens_seen += tokens
         grad_norm = float(engine.get_global_grad_norm())
-        if not math.isfinite(mean_loss) or not math.isfinite(grad_norm) or grad_norm < 0:  # -1: DeepSpeed's mark of not finite
+        # DeepSpeed gives -1 for a norm that is not finite.
+        if not math.isfinite(mean_loss) or not math.isfinite(grad_norm) or grad_norm < 0:
             raise UserError(
                 f"the loss or its gradient is not finite in step {step} of {total} (loss {mean_loss}, gradient norm "
                 f"{grad_norm}). Lower train.lr={train.lr:g}; the last checkpoint in {folder} is from before."
@@ -123,7 +125,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
             evaluated = not stopping and _evaluate(train, engine, held_out, step, logs)
             stopping = stopping or not evaluated
         if stopping or step % train.save_every_steps == 0 or step == total:
-            _save(train, engine, folder, step, same, {"tokens_seen": tokens_seen, "epoch": epoch, "evaluated": evaluated}, logs)
+            notes = {"tokens_seen": tokens_seen, "epoch": epoch, "evaluated": evaluated}
+            _save(train, engine, folder, step, same, notes, logs)
         if stopping and step < total:
             raise TryAgainError(
                 f"stopped on request ({stop.reason() or 'another rank was told to'}) after step {step} of {total}; the checkpoint "

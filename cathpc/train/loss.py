@@ -1,9 +1,9 @@
 """Cross entropy over supervised tokens, without ever holding the logits of a whole sequence.
 
-In: hidden states [tokens, width] and labels [tokens]. Out: the sum (not the mean) of the negative log-likelihoods of the
-tokens that have a label, float32. Memory grows with `chunk` x vocabulary: logits are computed chunk by chunk, and once
-more in the backward pass. The caller divides by the supervised tokens of the whole global batch, so that the loss
-is a mean over tokens, whatever the split into ranks and micro-batches.
+In: hidden states [tokens, width] and labels [tokens]. Out: the sum (not the mean) of the negative log-likelihoods of
+the tokens that have a label, float32. Memory grows with `chunk` x vocabulary: logits are computed chunk by chunk, and
+once more in the backward pass. The caller divides by the supervised tokens of the whole global batch, so that the
+loss is a mean over tokens, whatever the split into ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -52,11 +52,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def sum_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk: int) -> torch.Tensor:
     """Sum over the labelled positions of -log softmax(hidden @ weight.T)[label], float32, differentiable.
 
-    `hidden` [tokens, width] and `labels` [tokens] are aligned: row i predicts labels[i]. Without any label the sum is 0 and
-    still belongs to the graph, so that a rank with an empty micro-batch takes part in the backward pass.
+    `hidden` [tokens, width] and `labels` [tokens] are aligned: row i predicts labels[i]. Without any label the sum is
+    0 and still belongs to the graph, so that a rank with an empty micro-batch takes part in the backward pass.
     """
     positions = (labels != NO_LABEL).nonzero().squeeze(1)
-    return _ChunkedCrossEntropy.apply(hidden.index_select(0, positions), weight, labels[positions], chunk)
+    rows = hidden.index_select(0, positions)
+    total: torch.Tensor = _ChunkedCrossEntropy.apply(rows, weight, labels[positions], chunk)  # type: ignore[no-untyped-call]
+    return total
 
 
 class LossHead(torch.nn.Module):

@@ -1,12 +1,14 @@
 """What a training writes line by line: `metrics.jsonl` and `samples.jsonl`, both by rank 0.
 
-Every line has `attempt` and `global_step`. An attempt opens with {"start": true}: what an earlier attempt wrote of later steps
-is superseded, because these steps are taken again. Files grow with steps (`samples.jsonl`: with records x epochs).
+Every line has `attempt` and `global_step`. An attempt opens with {"start": true}: what an earlier attempt wrote of
+later steps is superseded, because these steps are taken again. Files grow with steps (`samples.jsonl`: with records x
+epochs).
 
-`metrics.jsonl`, after a step: global_step (steps done), epoch, loss (nats a supervised token, over the global batch), lr,
-grad_norm (before clipping), tokens and supervised_tokens (of this step), tokens_seen (of all steps), tokens_per_s,
-seconds {data, forward, backward, step}, memory_gb (highest so far, of rank 0). After an evaluation: eval_loss, seconds {eval};
-after a checkpoint: seconds {save}. `samples.jsonl`, after a step: epoch, bins and records that the ranks consumed.
+`metrics.jsonl`, after a step: global_step (steps done), epoch, loss (nats a supervised token, over the global batch),
+lr, grad_norm (before clipping), tokens and supervised_tokens (of this step), tokens_seen (of all steps),
+tokens_per_s, seconds {data, forward, backward, step}, memory_gb (highest so far, of rank 0). After an evaluation:
+eval_loss, seconds {eval}; after a checkpoint: seconds {save}. `samples.jsonl`, after a step: epoch, bins and records
+that the ranks consumed.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ SAMPLES = "samples.jsonl"
 
 
 class Log:
-    """An append-only JSONL file of one attempt; a line is in the file when `write` returns, on the disk after `sync`."""
+    """An append-only JSONL file of one attempt; a line is in the file when `write` returns, on the disk after
+    `sync`."""
 
     def __init__(self, path: Path, global_step: int) -> None:
         self.attempt = 1 + max((row["attempt"] for row in _lines(path)), default=0)
@@ -63,7 +66,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log that count, in order: an attempt that starts at step s supersedes the rows after s before it."""
+    """The rows of a log that count, in order: an attempt that starts at step s supersedes the rows after s before
+    it."""
     rows: list[dict[str, Any]] = []
     for row in _lines(path):
         if row.get("start"):

@@ -6,6 +6,7 @@ All of them must be called by every rank, in the same order. Payloads are a hand
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,10 +25,13 @@ def start(config: TrainConfig) -> None:
     from deepspeed.accelerator import get_accelerator
 
     deepspeed.utils.logger.setLevel("WARNING")
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger"
+    )  # DeepSpeed's calls
     threads = config.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // config.ranks_per_node)
     torch.set_num_threads(threads)
     if get_accelerator().device_name() == "cpu":
-        # DeepSpeed would compile a shared-memory all-reduce for inference with g++, half a minute that training has no use of.
+        # DeepSpeed would spend half a minute compiling a shared-memory all-reduce that only inference uses.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("gloo", verbose=False)
     else:

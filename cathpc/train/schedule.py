@@ -16,8 +16,8 @@ WSD_DECAY_SHARE = 0.2  # share of the steps over which 'wsd' decays (Hägele et 
 def lr_factor(config: TrainConfig, step: int, total: int) -> float:
     """What `train.lr` is multiplied by in step `step` (0 .. total - 1).
 
-    Linear warm-up that reaches 1 in the last step of the first `warmup_share`, then cosine to `min_lr_ratio`, or constant
-    and a linear decay to it over the last fifth ('wsd'), or constant.
+    Linear warm-up that reaches 1 in the last step of the first `warmup_share`, then cosine to `min_lr_ratio`, or
+    constant and a linear decay to it over the last fifth ('wsd'), or constant.
     """
     warmup = math.ceil(config.warmup_share * total)
     if step < warmup:

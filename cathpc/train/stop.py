@@ -1,7 +1,7 @@
-"""A request to stop, from Slurm or a user, honoured where all ranks can: after an optimizer step or an evaluation batch.
+"""A request to stop, from Slurm or a user, honoured where all ranks can: after a step or an evaluation batch.
 
-The handlers of USR2 and TERM do nothing but note the signal. The loop asks `requested` where a collective is safe, so that all
-ranks agree, save together and end with `TryAgainError`.
+The handlers of USR2 and TERM do nothing but note the signal. The loop asks `requested` where a collective is safe, so
+that all ranks agree, save together and end with `TryAgainError`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,11 @@ import pytest
 
 from tests.e2e.harness import NOBODY, Home, as_ordinary_user, complaint
 
-GOOD = {"instruction": "Why is the sky blue?", "input": "", "output": "Because air scatters short waves more than long ones."}
+GOOD = {
+    "instruction": "Why is the sky blue?",
+    "input": "",
+    "output": "Because air scatters short waves more than long ones.",
+}
 
 
 @pytest.fixture
@@ -21,7 +25,9 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path)
 
 
-def pulled(home: Home, text: bytes | None, *overrides: str, name: str = "rows.jsonl") -> subprocess.CompletedProcess[str]:
+def pulled(
+    home: Home, text: bytes | None, *overrides: str, name: str = "rows.jsonl"
+) -> subprocess.CompletedProcess[str]:
     """`fetch` of one source whose file holds `text`."""
     if text is not None:
         (home.folder / name).write_bytes(text)
@@ -130,7 +136,9 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], capture_output=True, text=True
+    )
     if mounted.returncode != 0:
         pytest.skip(f"this user may not mount a small file system: {mounted.stderr.strip()}")
     yield disk

@@ -1,4 +1,4 @@
-"""The whole pipeline with tiny models, as a user runs it: everything once, nothing twice, and after a kill as if nothing had been."""
+"""The whole pipeline with tiny models, as a user runs it: all of it once, nothing twice, and no trace of a kill."""
 
 from __future__ import annotations
 
@@ -91,7 +91,11 @@ def _ranks(store: Path) -> list[int]:
                 words = (process / "cmdline").read_bytes()
             except OSError:
                 continue
-            if b"submitit.core._submit" in words and str(store.parent).encode() + b"/runs" in words and b"logs/train" in words:
+            if (
+                b"submitit.core._submit" in words
+                and str(store.parent).encode() + b"/runs" in words
+                and b"logs/train" in words
+            ):
                 found.append(int(process.name))
     return found
 
@@ -118,7 +122,9 @@ def test_training_killed_after_a_checkpoint_goes_on_from_it_and_equals_an_uninte
     assert result.returncode == 0, result.stdout + result.stderr
     again = other.store / "train" / whole.name
     rows = [json.loads(line) for line in (again / "metrics.jsonl").read_text().splitlines()]
-    second = [r["global_step"] for r in rows if "loss" in r and r.get("attempt", 1) == max(x.get("attempt", 1) for x in rows)]
+    second = [
+        r["global_step"] for r in rows if "loss" in r and r.get("attempt", 1) == max(x.get("attempt", 1) for x in rows)
+    ]
     assert min(second) > 1, f"the second attempt began from nothing; a checkpoint of step {saved} was there"
     assert _losses(again) == _losses(whole)
     for name in ("export",):
@@ -182,7 +188,9 @@ def test_chat_answers_once_with_a_system_prompt(home: Home) -> None:
     result = home.run("chat", SMOKE, "--system", "You are a cat.", "--prompt", "Hello!", "--max-new-tokens", "8")
     assert result.returncode == 0, result.stderr
     assert "<|im_" not in result.stdout
-    again = home.run("chat", "--model", str(home.stage("export") / "model"), "--prompt", "Hello!", "--max-new-tokens", "8")
+    again = home.run(
+        "chat", "--model", str(home.stage("export") / "model"), "--prompt", "Hello!", "--max-new-tokens", "8"
+    )
     assert again.returncode == 0, again.stderr
 
 
@@ -213,7 +221,11 @@ def test_a_stage_that_fails_ends_in_one_message_and_keeps_what_is_done(home: Hom
 
 def test_a_sweep_shares_the_stages_that_are_equal(home: Home) -> None:
     result = subprocess.run(
-        home.command("plan", SMOKE, "train.lr=3e-5"), cwd=home.folder, env=home.environment(), capture_output=True, text=True
+        home.command("plan", SMOKE, "train.lr=3e-5"),
+        cwd=home.folder,
+        env=home.environment(),
+        capture_output=True,
+        text=True,
     )
     assert result.stdout.count("up to date") == len(STAGES), "done by the test of another learning rate"
     swept = home.run("-m", SMOKE, "train.lr=3e-5,1e-3")

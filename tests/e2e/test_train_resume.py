@@ -1,6 +1,7 @@
 """Training with real ranks: two gloo processes under ZeRO-3 on a tiny random Llama, killed, stopped and damaged.
 
-Run as a program, this file is one rank: `python test_train_resume.py JSON`.
+Run as a program, this file imports what ranks need, once, and forks the ranks of one training after another: each
+line of its input is a task, each line of its output says how the ranks ended.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +35,7 @@ STEPS = 12  # 3 steps an epoch, 4 epochs
 SEQ_LEN = 96
 
 
-# --- one rank ----------------------------------------------------------------------------------------------------------
+# --- one rank -------------------------------------------------------------------------------------------------------
 
 
 def rank_main(task: dict[str, Any]) -> int:
@@ -44,7 +47,7 @@ def rank_main(task: dict[str, Any]) -> int:
     finished = 0
 
     def gather(values: list[float]) -> list[list[float]]:
-        """What the loop calls at the end of each step, with the rows that this rank consumed behind two other values."""
+        """What the loop calls at the end of each step, with the rows that this rank took behind two other values."""
         nonlocal finished
         rows = plain_gather(values)
         if len(values) == 2 + train.global_batch // ranks.world_size():
@@ -69,7 +72,41 @@ def rank_main(task: dict[str, Any]) -> int:
     return 0
 
 
-# --- the world ---------------------------------------------------------------------------------------------------------
+def nursery() -> None:
+    """Fork the ranks of each task and wait for them."""
+
+    import cathpc.train.loop  # noqa: F401
+
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        task = json.loads(line)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = []
+        for rank, log in enumerate(task["logs"]):
+            child = os.fork()
+            if not child:
+                where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(task["logs"]), "MASTER_PORT": port}
+                os.environ.update({name: str(value) for name, value in where.items()}, MASTER_ADDR="127.0.0.1")
+                file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(file, 1)
+                os.dup2(file, 2)
+                code = 1
+                try:
+                    code = rank_main(task)
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                    os._exit(code)
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(codes), file=answers, flush=True)
+
+
+# --- the world ------------------------------------------------------------------------------------------------------
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -89,7 +126,7 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """A tiny base model with dropout and 11 packed rows of it: three steps an epoch, the last one short."""
     from cathpc.data import pack
     from cathpc.data.config import PackConfig
@@ -107,7 +144,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     (base / "model/config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
     cards = top / "cards"
     cards.mkdir()
-    words = "the captain looked at the sea and asked for water bread and two numbers".split()
+    words = ["the", "captain", "looked", "at", "a", "sea", "and", "asked", "for", "water", "bread", "or", "numbers"]
     rows = []
     for i in range(27):
         text = " ".join(words[(i * 7 + k * (i % 5 + 1)) % len(words)] for k in range(6 + i % 11))
@@ -121,42 +158,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     summary = pack.run(config, {"cards": cards, "base": base}, folder)  # type: ignore[arg-type]
     assert 8 < summary["train"]["bins"] < 12, summary
     assert summary["eval"]["bins"] > 0
-    return SimpleNamespace(top=top, base=base, pack=folder, summary=summary)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__]
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as ranks:
+        yield SimpleNamespace(top=top, base=base, pack=folder, summary=summary, nursery=ranks)
+        ranks.stdin.close()  # type: ignore[union-attr]
 
 
-def launch(world: SimpleNamespace, out: Path, train: dict[str, Any], **event: Any) -> list[subprocess.CompletedProcess]:
-    """Run a training to its end; one result a rank."""
+def launch(world: SimpleNamespace, out: Path, train: dict[str, Any], **event: Any) -> list[SimpleNamespace]:
+    """Run a training to its end; exit code (-n: killed by signal n) and terminal output of each rank."""
     out.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    size = train["ranks_per_node"]
+    logs = [out.parent / f"{out.name}.{rank}.log" for rank in range(train["ranks_per_node"])]
     task = {"train": train, "pack": str(world.pack), "base": str(world.base), "out": str(out), **event}
-    processes = []
-    for rank in range(size):
-        env = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "WORLD_SIZE": str(size),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-        }
-        command = [sys.executable, __file__, json.dumps(task)]
-        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    results = []
-    try:
-        for process in processes:
-            stdout, stderr = process.communicate(timeout=240)
-            results.append(subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr))
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return results
+    world.nursery.stdin.write(json.dumps({**task, "logs": list(map(str, logs))}) + "\n")
+    world.nursery.stdin.flush()
+    codes = json.loads(world.nursery.stdout.readline())
+    return [SimpleNamespace(returncode=c, stderr=log.read_text()) for c, log in zip(codes, logs, strict=True)]
 
 
 def trained(world: SimpleNamespace, out: Path, train: dict[str, Any]) -> Path:
@@ -167,6 +184,10 @@ def trained(world: SimpleNamespace, out: Path, train: dict[str, Any]) -> Path:
 
 def losses(out: Path) -> dict[int, float]:
     return {row["global_step"]: row["loss"] for row in metrics.read(out / "metrics.jsonl") if "loss" in row}
+
+
+def grad_norms(out: Path) -> dict[int, float]:
+    return {row["global_step"]: row["grad_norm"] for row in metrics.read(out / "metrics.jsonl") if "loss" in row}
 
 
 def evals(out: Path) -> dict[int, float]:
@@ -217,7 +238,7 @@ def copy(source: Path, target: Path) -> Path:
     return target
 
 
-# --- tests -------------------------------------------------------------------------------------------------------------
+# --- tests ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_killed_after_a_checkpoint_goes_on_to_the_same_losses_and_weights(
@@ -303,7 +324,8 @@ def test_a_stop_signal_to_one_rank_stops_all_after_the_same_step_with_one_checkp
     out = tmp_path / "out"
     results = launch(world, out, settings(), at=4, rank=1, do="SIGUSR2")
     assert [r.returncode for r in results] == [EXIT_AGAIN] * 2, results[0].stderr
-    # The signal comes when rank 1 has said for step 4 that it goes on: both stop after step 5, where an evaluation is due.
+    # The signal comes when rank 1 has said for step 4 that it goes on: both stop after step 5, where an evaluation is
+    # due.
     assert "SIGUSR2" in results[1].stderr
     assert all("after step 5 of 12" in r.stderr for r in results)
     assert checkpoints(out) == ["step-000004", "step-000005"]
@@ -311,23 +333,21 @@ def test_a_stop_signal_to_one_rank_stops_all_after_the_same_step_with_one_checkp
     assert_same_training(trained(world, out, settings()), whole)
 
 
-def test_the_loss_is_the_same_for_any_split_into_ranks_and_accumulation(
-    world: SimpleNamespace, tmp_path: Path
-) -> None:
+def test_the_loss_is_the_same_for_any_split_into_ranks_and_accumulation(world: SimpleNamespace, tmp_path: Path) -> None:
     base = world.top / "plain"
     shutil.copytree(world.base, base)
     config = json.loads((base / "model/config.json").read_text())
     (base / "model/config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
-    plain = SimpleNamespace(top=world.top, pack=world.pack, base=base)
+    plain = SimpleNamespace(top=world.top, pack=world.pack, base=base, nursery=world.nursery)
     runs = {}
     for ranks, micro in ((1, 1), (2, 2), (4, 1)):
         train = settings(ranks_per_node=ranks, micro_batch=micro, save_every_steps=100)
         runs[ranks] = trained(plain, tmp_path / f"{ranks}", train)
     for ranks in (2, 4):
         assert losses(runs[ranks]) == pytest.approx(losses(runs[1]), rel=2e-5)
-        norms = [{r["global_step"]: r["grad_norm"] for r in metrics.read(runs[n] / "metrics.jsonl") if "loss" in r} for n in (1, ranks)]
-        assert norms[1] == pytest.approx(norms[0], rel=1e-3)
-        assert norms[1][1] == pytest.approx(norms[0][1], rel=1e-5)
+        norms, single = (grad_norms(runs[n]) for n in (ranks, 1))
+        assert norms == pytest.approx(single, rel=1e-3)
+        assert norms[1] == pytest.approx(single[1], rel=1e-5)
 
 
 def test_other_settings_or_another_number_of_ranks_are_refused(
@@ -394,4 +414,4 @@ def test_the_exported_model_loads_in_plain_transformers_and_has_the_trained_weig
 
 
 if __name__ == "__main__":
-    sys.exit(rank_main(json.loads(sys.argv[1])))
+    nursery()

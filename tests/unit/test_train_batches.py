@@ -83,7 +83,7 @@ def tiny(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
 def test_packed_segments_do_not_see_each_other_bit_for_bit(dtype: torch.dtype, checkpointing: bool) -> None:
     model = tiny(dtype)
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+        model.activation_checkpointing_enable({"use_reentrant": True})
         model.train()
     data, changed = packed(), packed()
     changed.input_ids[:, :17] = 50  # the first segment
