@@ -85,6 +85,11 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _content(path: Path) -> str:
+    """What a manifest records of a file: its SHA-256; of a link, where it points, since that may be gone."""
+    return f"-> {os.readlink(path)}" if path.is_symlink() else file_hash(path)
+
+
 def _outputs(folder: Path) -> dict[str, str]:
     """Relative path -> SHA-256 of everything that a stage wrote."""
     found: dict[str, str] = {}
@@ -97,7 +102,7 @@ def _outputs(folder: Path) -> dict[str, str]:
             continue
         for name in sorted(files):
             if not name.startswith(".") and not (here == folder and (name in _IGNORED or name.startswith("error"))):
-                found[str((here / name).relative_to(folder))] = file_hash(here / name)
+                found[str((here / name).relative_to(folder))] = _content(here / name)
     return found
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 from cathpc import __version__
@@ -56,6 +58,14 @@ def pick(argv: list[str]) -> tuple[Any, argparse.Namespace]:
         if "=" not in text and not text.startswith("~"):
             raise UserError(f"{text!r} is neither an option of {name} nor an override of the form key=value")
     return act, arguments
+
+
+def program() -> str:
+    """How the user starts cathpc from where he stands: 'python -m cathpc', with the interpreter's path where needed."""
+    if shutil.which("python") == sys.executable:
+        return "python -m cathpc"
+    here = Path(sys.executable)
+    return f"{here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here} -m cathpc"
 
 
 def overview() -> str:

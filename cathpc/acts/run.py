@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
+from cathpc.acts import program
 from cathpc.config import Config, compose, expand
 from cathpc.dispatch.config import ClusterKind
 from cathpc.errors import UserError
@@ -48,7 +49,7 @@ def one(config: Config, overrides: list[str], *, targets: set[str] | None = None
         return
     stages = run.folder / "stages"
     took = f"in {duration(time.monotonic() - began)}" if show.worked else "everything is up to date"
-    command = f"python -m cathpc chat {' '.join(overrides)} --prompt 'Hello!'"
+    command = f"{program()} chat {' '.join(overrides)} --prompt 'Hello!'"
     show.console.print(
         f"\n{run.name}: done, {took}\n"
         f"  model    {(stages / 'export').resolve() / 'model'}\n"

@@ -109,7 +109,7 @@ def micro_batch(
     Without `masked` the rows become one of [1, rows x seq_len] and attention_mask is None: attention kernels for
     variable lengths find the segments by the position ids that restart, which transformers looks for in batches of one.
     """
-    seq_len = packed.input_ids.shape[1]
+    seq_len = packed.input_ids.shape[1] if any(row != EMPTY for row in rows) else 2  # ranks take part, at no cost
 
     def take(array: np.ndarray, filler: int) -> torch.Tensor:
         parts = [np.full(seq_len, filler, array.dtype) if row == EMPTY else array[row] for row in rows]

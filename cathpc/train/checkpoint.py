@@ -19,6 +19,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class CheckpointWriter(CheckpointEngine):  # type: ignore[misc]  # DeepSpeed has
             return
         try:
             with open(path, "wb") as file:
-                torch.save(state_dict, file)
+                torch.save(_plain(state_dict), file)
                 file.flush()
                 os.fsync(file.fileno())
             self.written.append(Path(path))
@@ -84,12 +85,22 @@ class CheckpointWriter(CheckpointEngine):  # type: ignore[misc]  # DeepSpeed has
         return True
 
 
+def _plain(value: Any) -> Any:
+    """`value` with Enum members as their values: how Python pickles them differs between its patch releases."""
+    if isinstance(value, Enum):
+        return value.value
+    if type(value) is dict:
+        return {key: _plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item) for item in value)
+    return value
+
+
 def _trusted() -> torch.serialization.safe_globals:
     """The only classes beside tensors that DeepSpeed puts into its files."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
 
-    return torch.serialization.safe_globals([LossScaler, ZeroStageEnum])
+    return torch.serialization.safe_globals([LossScaler])
 
 
 def read_states(path: Path) -> dict[str, Any]:
@@ -248,8 +259,8 @@ def _choose(folder: Path) -> int | None:
     history = [p.parent for p in sorted(folder.glob(f"bad-*/{MANIFEST}"))]
     if problems or ranks.from_first(len(history)):
         raise DataError(
-            f"{folder}: no checkpoint is sound ({'; '.join(problems) or 'all were set aside as bad-...'}). Training does "
-            f"not start afresh by itself: restore one of them, or move {folder} away to train from the start."
+            f"{folder}: no checkpoint is sound ({'; '.join(problems) or 'all were set aside as bad-...'}). Training "
+            f"does not start afresh by itself: restore one of them, or move {folder} away to train from the start."
         )
     return None
 

@@ -83,8 +83,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
                 loss = engine(**batch)
                 loss_sum += loss.item()
             with clock(seconds, "backward"):
-                # DeepSpeed averages gradients over ranks; times world size it is their sum, and the loss a mean over the
-                # supervised tokens of the whole global batch.
+                # DeepSpeed averages gradients over ranks; times world size it is their sum, and the loss a mean over
+                # the supervised tokens of the whole global batch.
                 engine.backward(loss * (ranks.world_size() / supervised), scale_wrt_gas=False)
             with clock(seconds, "step"):
                 engine.step()
@@ -129,8 +129,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
             _save(train, engine, folder, step, same, notes, logs)
         if stopping and step < total:
             raise TryAgainError(
-                f"stopped on request ({stop.reason() or 'another rank was told to'}) after step {step} of {total}; the checkpoint "
-                f"{folder / checkpoint.folder_name(step)} is saved. Run the same command to go on from it."
+                f"stopped on request ({stop.reason() or 'another rank was told to'}) after step {step} of {total}; "
+                f"the checkpoint {folder / checkpoint.folder_name(step)} is saved. Run the same command to go "
+                f"on from it."
             )
 
     summary: dict[str, Any] = {"line": ""}
@@ -200,8 +201,9 @@ def _identity(train: TrainConfig, pack: dict[str, Any], template_hash: str) -> d
         )
     if ranks.world_size() != train.nodes * train.ranks_per_node:
         raise UserError(
-            f"{ranks.world_size()} ranks are running, train.nodes={train.nodes} x train.ranks_per_node={train.ranks_per_node} "
-            f"are {train.nodes * train.ranks_per_node}: start as many processes as configured."
+            f"{ranks.world_size()} ranks are running, train.nodes={train.nodes} x "
+            f"train.ranks_per_node={train.ranks_per_node} are {train.nodes * train.ranks_per_node}: "
+            f"start as many processes as configured."
         )
     settings = {k: v for k, v in identity(train).items() if k not in ("nodes", "ranks_per_node")}
     return {"pack": pack["digest"], "template": template_hash, "config": settings}
@@ -215,8 +217,8 @@ def _finish(out: Path, pack: Path, train: TrainConfig, total: int) -> dict[str, 
     if set(ledger) - set(seen) or any(times != train.epochs for times in seen.values()):
         wrong = [name for name, times in seen.items() if times != train.epochs]
         raise CathpcError(
-            f"{out / metrics.SAMPLES}: {len(wrong)} records were not seen {train.epochs} times each (first: {wrong[:3]}). "
-            f"This is a fault of cathpc; keep the folder for a report."
+            f"{out / metrics.SAMPLES}: {len(wrong)} records were not seen {train.epochs} times each "
+            f"(first: {wrong[:3]}). This is a fault of cathpc; keep the folder for a report."
         )
     steps = metrics.by_step(out / metrics.METRICS)
     trained = [row for row in steps if "loss" in row]
@@ -244,7 +246,8 @@ def _finish(out: Path, pack: Path, train: TrainConfig, total: int) -> dict[str, 
     }
     held_out = f", held-out {evals[0]['eval_loss']:.3f} -> {evals[-1]['eval_loss']:.3f}" if evals else ""
     final["line"] = (
-        f"{total:,} steps over {final['tokens']:,} tokens, loss {final['first_loss']:.3f} -> {final['loss']:.3f}{held_out}"
+        f"{total:,} steps over {final['tokens']:,} tokens, "
+        f"loss {final['first_loss']:.3f} -> {final['loss']:.3f}{held_out}"
     )
     write_json(out / "final.json", final)
     return final
@@ -267,8 +270,9 @@ class Logs:
         self.samples.write({**where, "bins": bins, "records": records})
         if shown:
             print(
-                f"step {row['global_step']:6d}  epoch {row['epoch'] + 1:2d}  loss {row['loss']:7.4f}  lr {row['lr']:.3e}  "
-                f"grad {row['grad_norm']:8.3f}  {row['tokens_per_s']:9.1f} tokens/s  {row['memory_gb']:6.2f} GB",
+                f"step {row['global_step']:6d}  epoch {row['epoch'] + 1:2d}  loss {row['loss']:7.4f}  "
+                f"lr {row['lr']:.3e}  grad {row['grad_norm']:8.3f}  "
+                f"{row['tokens_per_s']:9.1f} tokens/s  {row['memory_gb']:6.2f} GB",
                 flush=True,
             )
 
