@@ -62,9 +62,9 @@ def pick(argv: list[str]) -> tuple[Any, argparse.Namespace]:
 
 def program() -> str:
     """How the user starts cathpc from where he stands: 'python -m cathpc', with the interpreter's path where needed."""
-    if shutil.which("python") == sys.executable:
+    here, found = Path(sys.executable), shutil.which("python")
+    if found and Path(found).parent == here.parent:
         return "python -m cathpc"
-    here = Path(sys.executable)
     return f"{here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here} -m cathpc"
 
 

@@ -110,5 +110,7 @@ class PackConfig:
 
     seq_len: int = 8192
     """Tokens a packed sequence."""
+    max_tokens: int | None = None
+    """Train on at most this many tokens an epoch; which records stay is decided by a hash of their ids."""
     eval_share: float = 0.05
     """Share of the records, by a hash of their prompts, kept out of training for the held-out loss."""

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from cathpc import progress
 from cathpc.errors import UserError
 from cathpc.models.weights import write_json
-from cathpc.record import Message, heldout
+from cathpc.record import Message, heldout, unit_hash
 
 if TYPE_CHECKING:
     from cathpc.config import Config
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 NO_LABEL = -100
 SPLITS = ("train", "eval")
 ARRAYS = {"input_ids": np.int32, "labels": np.int32, "segment_ids": np.int16}
-EVAL_SEED = 1  # another split than the scoring models' own held-out prompts, so that the two are independent
+EVAL_SEED = 1
+BUDGET_SEED = 2  # another split than the scoring models' own held-out prompts, so that the two are independent
 
 SEGMENT_SCHEMA = pa.schema(
     [
@@ -111,7 +112,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
             f"pack.eval_share={config.pack.eval_share} (set aside: {reasons or 'none'}, held out: "
             f"{len(flats['eval'].ids)}). Raise pack.seq_len, lower pack.eval_share or keep more records in select."
         )
-    counts = {split: _write(out / split, flats[split], seq_len, template.pad_id) for split in SPLITS}
+    chosen = {"train": _within(flats["train"], config.pack.max_tokens), "eval": list(range(len(flats["eval"].ids)))}
+    over = len(flats["train"].ids) - len(chosen["train"])
+    counts = {s: _write(out / s, flats[s], chosen[s], seq_len, template.pad_id) for s in SPLITS}
     files = {f"{split}/{path.name}": _sha256(path) for split in SPLITS for path in sorted((out / split).iterdir())}
     summary: dict[str, Any] = {
         "seq_len": seq_len,
@@ -119,6 +122,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         "template_hash": template.hash,
         "records": records,
         "aside": reasons,
+        "over_budget": over,
         **counts,
         "files": files,
         "digest": hashlib.sha256(json.dumps([files, seq_len, template.hash], sort_keys=True).encode()).hexdigest(),
@@ -128,6 +132,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     line = (
         f"{train['records']:,} records in {train['bins']:,} rows of {seq_len:,} tokens, {train['efficiency']:.1%} full"
         f"; {counts['eval']['records']:,} held out, {sum(reasons.values()):,} set aside"
+        + (f", {over:,} over pack.max_tokens" if over else "")
     )
     return {key: value for key, value in summary.items() if key != "files"} | {"line": line}
 
@@ -186,11 +191,26 @@ class _Flat:
             path.unlink(missing_ok=True)
 
 
-def _write(folder: Path, flat: _Flat, seq_len: int, pad_id: int) -> dict[str, Any]:
-    """Place one split's records, write its arrays and `segments.parquet`; its counts."""
+def _within(flat: _Flat, max_tokens: int | None) -> list[int]:
+    """Indices of the records to train on: all, or those that fit `max_tokens` in the order of a hash of their ids."""
+    if max_tokens is None:
+        return list(range(len(flat.ids)))
+    taken: list[int] = []
+    total = 0
+    for i in sorted(range(len(flat.ids)), key=lambda i: unit_hash(flat.ids[i], BUDGET_SEED)):
+        if taken and total + flat.lengths[i] > max_tokens:
+            break
+        taken.append(i)
+        total += flat.lengths[i]
+    return sorted(taken)
+
+
+def _write(folder: Path, flat: _Flat, chosen: list[int], seq_len: int, pad_id: int) -> dict[str, Any]:
+    """Place one split's chosen records, write its arrays and `segments.parquet`; its counts."""
     folder.mkdir(exist_ok=True)
     ids, labels = flat.arrays()
-    bins = best_fit_decreasing(flat.lengths, seq_len)
+    lengths = [flat.lengths[i] for i in chosen]
+    bins = [[chosen[k] for k in members] for members in best_fit_decreasing(lengths, seq_len)]
     shape = (len(bins), seq_len)
     temporary = {name: folder / f".{name}.npy" for name in ARRAYS}
     arrays: dict[str, np.ndarray]
@@ -227,12 +247,12 @@ def _write(folder: Path, flat: _Flat, seq_len: int, pad_id: int) -> dict[str, An
     pq.write_table(pa.table(rows, schema=SEGMENT_SCHEMA), folder / ".segments.parquet")
     _commit(folder / ".segments.parquet", folder / "segments.parquet")
     flat.remove()
-    tokens = sum(flat.lengths)
+    tokens = sum(lengths)
     return {
-        "records": len(flat.ids),
+        "records": len(chosen),
         "bins": len(bins),
         "tokens": tokens,
-        "supervised": sum(flat.supervised),
+        "supervised": sum(flat.supervised[i] for i in chosen),
         "efficiency": tokens / (len(bins) * seq_len) if bins else 0.0,
     }
 

@@ -112,7 +112,7 @@ def load_model(config: TrainConfig, folder: Path, settings: dict[str, Any]) -> P
             f"{folder}: the output layer has a bias, which the chunked loss does not add. Choose another one."
         )
     if config.activation_checkpointing:
-        # Reentrant, because the other kind compares shapes of saved weights, which ZeRO-3 changes in between.
+        # Reentrant: the other kind works under ZeRO-3 too, but also compares the shapes of all that is recomputed.
         model.activation_checkpointing_enable({"use_reentrant": True})
     return PackedLM(model, config.loss_chunk)
 

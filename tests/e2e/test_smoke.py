@@ -49,7 +49,7 @@ def test_the_end_of_the_run_names_model_report_figures_and_the_command_to_chat(h
     for word in ("model", "report", "figures"):
         path = re.search(rf"^  {word}\s+(\S+)$", text, re.M)
         assert path and Path(path.group(1)).exists(), text
-    assert "python -m cathpc chat +experiment=smoke" in text
+    assert "-m cathpc chat +experiment=smoke --prompt 'Hello!'" in text
 
 
 def test_the_same_command_again_does_nothing(home: Home) -> None:

@@ -97,7 +97,7 @@ def test_arrays_hold_each_conversation_as_the_template_encodes_it(base: Path, tm
 def test_the_first_token_of_a_segment_is_no_label_even_where_the_template_says_so(tmp_path: Path) -> None:
     flat = pack._Flat(tmp_path / "x")
     flat.add("a", [5, 6, 7], [True, True, True])
-    pack._write(tmp_path / "train", flat, 8, 0)
+    pack._write(tmp_path / "train", flat, [0], 8, 0)
     assert np.load(tmp_path / "train/labels.npy").tolist() == [[-100, 6, 7, -100, -100, -100, -100, -100]]
 
 
@@ -126,6 +126,17 @@ def test_a_prompt_is_held_out_by_its_hash_alone(base: Path, tmp_path: Path) -> N
     assert ids["eval"] == expected
     assert 5 < summary["eval"]["records"] < 50
     assert {int(i[1:]) % 40 for i in ids["eval"]}.isdisjoint(int(i[1:]) % 40 for i in ids["train"])
+
+
+def test_a_token_budget_keeps_the_same_records_whatever_else_there_is(base: Path, tmp_path: Path) -> None:
+    conversations = [conversation(i, 20) for i in range(30)]
+    summary = packed(base, tmp_path, conversations, max_tokens=300)
+    kept = set(pq.read_table(tmp_path / "out/train/segments.parquet")["id"].to_pylist())
+    assert 0 < summary["train"]["tokens"] <= 300
+    assert summary["over_budget"] == 30 - len(kept) > 0
+    (tmp_path / "more").mkdir()
+    packed(base, tmp_path / "more", conversations, max_tokens=600)
+    assert kept < set(pq.read_table(tmp_path / "more/out/train/segments.parquet")["id"].to_pylist())
 
 
 def test_the_same_records_give_the_same_bytes_and_others_another_digest(base: Path, tmp_path: Path) -> None:
