@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from cathpc.cards.config import CardsConfig
 from cathpc.data.config import DatasetConfig, PackConfig, SelectConfig
@@ -93,9 +93,16 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / "conf"
 
 
+def own_conf_dir() -> Path | None:
+    """`./conf` of the working folder, where it is another one: a user's own options, without touching cathpc's."""
+    own = Path.cwd() / "conf"
+    return own if own.is_dir() and own.resolve() != conf_dir().resolve() else None
+
+
 def choices(group: str) -> list[str]:
-    """Options of a config group."""
-    return sorted(p.stem for p in (conf_dir() / group).glob("*.yaml") if p.stem != "lock")
+    """Options of a config group, cathpc's and the user's own."""
+    folders = [conf_dir(), *filter(None, [own_conf_dir()])]
+    return sorted({p.stem for f in folders for p in (f / group).glob("*.yaml") if p.stem != "lock"})
 
 
 # --- composing ------------------------------------------------------------------------------------------------------
@@ -130,9 +137,12 @@ def compose(overrides: list[str]) -> Config:
             + "\n  for example: python -m cathpc +experiment=demo"
         )
     overrides = [f"+{o}" if o.startswith("experiment=") else o for o in overrides]
+    if own := own_conf_dir():
+        overrides = [*overrides, f"hydra.searchpath=['file://{own}']"]
     try:
         with _hydra() as hydra_compose:
             composed = hydra_compose(config_name="config", overrides=overrides)
+        _refuse_unknown(OmegaConf.to_container(composed, resolve=False), Config, "")
         config = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error)) from None
@@ -140,6 +150,20 @@ def compose(overrides: list[str]) -> Config:
         raise AssertionError(f"composed a {type(config).__name__}")
     check(config)
     return config
+
+
+def _refuse_unknown(node: Any, schema: Any, where: str) -> None:
+    """Raise `UserError` for a key that the schema does not have: '+group.key=1' gets past Hydra's own check."""
+    hints = get_type_hints(schema)
+    for key, value in node.items():
+        path = f"{where}.{key}".lstrip(".")
+        if key not in hints:
+            raise UserError(_unknown_key(path, key, hints))
+        if dataclasses.is_dataclass(hints[key]):
+            _refuse_unknown(value, hints[key], path)
+        elif get_origin(hints[key]) is dict and dataclasses.is_dataclass(get_args(hints[key])[1]):
+            for name, item in value.items():
+                _refuse_unknown(item, get_args(hints[key])[1], f"{path}.{name}")
 
 
 def expand(overrides: list[str]) -> list[list[str]]:
@@ -192,10 +216,7 @@ def _explain(error: Exception) -> str:
     full_key = re.search(r"full_key: (\S+)", whole)
     unknown = re.search(r"Key '([^']+)' (?:is )?not in", whole)
     if unknown or (overridden and "not in struct" in whole):
-        key = overridden.group(1) if overridden else (full_key.group(1) if full_key else "")
-        if not key and unknown:
-            key = unknown.group(1)
-        return _unknown_key(key, whole)
+        return _locate(overridden.group(1) if overridden else full_key.group(1) if full_key else "", whole)
     override = getattr(error, "override", None)  # what did not parse
     if override:
         return f"the override {override!r} does not parse: {whole.splitlines()[0]}. Quote text with special characters"
@@ -205,22 +226,30 @@ def _explain(error: Exception) -> str:
     return "\n  ".join(line for line in whole.splitlines() if line.strip() and "hydra.verbose" not in line)
 
 
-def _unknown_key(key: str, whole: str) -> str:
+def _locate(key: str, otherwise: str) -> str:
+    """The message for an unknown `key`, which names the first part of it that the schema does not have."""
+    schema: Any = Config
     parts = key.split(".")
-    node: Any = Config
-    where: list[str] = []
-    for part in parts:
-        kinds = {f.name: f for f in fields(node)} if dataclasses.is_dataclass(node) else {}
-        if part not in kinds:
-            valid = sorted(kinds)
-            near = difflib.get_close_matches(part, valid, 1)
-            place = ".".join(where) or "the top level"
-            hint = f" Did you mean {'.'.join([*where, near[0]])}?" if near else ""
-            return f"unknown key {'.'.join([*where, part])}.{hint} Valid keys of {place}: {', '.join(valid)}"
-        where.append(part)
-        factory = kinds[part].default_factory
-        node = factory if dataclasses.is_dataclass(factory) else None
-    return whole.splitlines()[0]
+    for number, part in enumerate(parts):
+        hints = get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
+        if part not in hints:
+            return _unknown_key(".".join(parts[: number + 1]), part, hints) if hints else otherwise.splitlines()[0]
+        schema = hints[part]
+        if get_origin(schema) is dict:  # the next part is a name of the user's, such as that of a source
+            return otherwise.splitlines()[0] if number + 2 >= len(parts) else _locate_in(schema, parts, number)
+    return otherwise.splitlines()[0]
+
+
+def _locate_in(schema: Any, parts: list[str], number: int) -> str:
+    hints = get_type_hints(get_args(schema)[1]) if dataclasses.is_dataclass(get_args(schema)[1]) else {}
+    return _unknown_key(".".join(parts), parts[number + 2], hints)
+
+
+def _unknown_key(path: str, key: str, hints: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(key, hints, 1)
+    parent = path.rpartition(".")[0]
+    hint = f" Did you mean {f'{parent}.{near[0]}'.lstrip('.')}?" if near else ""
+    return f"unknown key {path}.{hint} Valid keys of {parent or 'the top level'}: {', '.join(sorted(hints))}"
 
 
 # --- checks across fields -------------------------------------------------------------------------------------------

@@ -28,19 +28,14 @@ def home(tmp_path: Path) -> Home:
 def pulled(
     home: Home, text: bytes | None, *overrides: str, name: str = "rows.jsonl"
 ) -> subprocess.CompletedProcess[str]:
-    """`fetch` of one source whose file holds `text`."""
+    """`fetch` of one source whose file holds `text`, described by a YAML file of the user's own."""
     if text is not None:
         (home.folder / name).write_bytes(text)
-    source = f"{{mine: {{path: {name}, format: alpaca, component: general, license: cc0-1.0}}}}"
-    (home.folder / "data.yaml").write_text("")
-    return home.run(
-        "fetch",
-        "+experiment=smoke",
-        f"dataset.root={home.folder}",
-        "~dataset.sources",
-        f"+dataset.sources={source}",
-        *overrides,
-    )
+    conf = home.folder / "conf" / "dataset"
+    conf.mkdir(parents=True)
+    source = {"path": name, "format": "alpaca", "component": "general", "license": "cc0-1.0"}
+    (conf / "own.yaml").write_text(json.dumps({"root": str(home.folder), "sources": {"mine": source}}))
+    return home.run("fetch", "+experiment=smoke", "dataset=own", *overrides)
 
 
 def lines(*rows: object) -> bytes:
@@ -52,7 +47,8 @@ def test_bad_rows_are_counted_and_written_to_a_rejects_file_and_the_good_ones_go
     rows = lines(GOOD, b"{broken", {"instruction": "No answer?"}, big, b'"text"', {**GOOD, "output": None})
     result = pulled(home, rows)
     assert result.returncode == 0, result.stdout + result.stderr
-    out = home.stage("pull")
+    (run,) = (home.folder / "runs").iterdir()
+    out = home.stage("pull", run.name)
     rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
     assert len(rejects) == 5
     assert {r["reason"] for r in rejects} >= {"not_json", "no_answer", "too_large"}
@@ -133,11 +129,11 @@ def test_a_folder_that_an_ordinary_user_cannot_write_is_named(home: Home) -> Non
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
+    """A file system of 256 KB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(disk)], capture_output=True, text=True
     )
     if mounted.returncode != 0:
         pytest.skip(f"this user may not mount a small file system: {mounted.stderr.strip()}")

@@ -42,6 +42,10 @@ def test_cat70b_is_four_epochs_on_two_nodes_of_eight_a100_for_fourteen_days() ->
     ("override", "words"),
     [
         ("train.lrr=1", ["unknown key train.lrr", "Did you mean train.lr?", "epochs"]),
+        ("+train.lrr=1", ["unknown key train.lrr", "Did you mean train.lr?"]),
+        ("dataset.sources.general.licence=x", ["unknown key dataset.sources.general.licence", "license?"]),
+        ("+dataset.sources.general.licence=x", ["unknown key dataset.sources.general.licence", "license?"]),
+        ("dataset.sources.nobody.license=x", ["nobody"]),
         ("trian.lr=1", ["unknown key trian", "Did you mean train?"]),
         ("train.lr=fast", ["train.lr", "fast", "Float"]),
         ("train.epochs=1.5", ["train.epochs", "1.5"]),
