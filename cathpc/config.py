@@ -265,11 +265,18 @@ _RANGES: tuple[_Rule, ...] = (
     ("gpt.seq_len", lambda v: v >= 16, "must be at least 16"),
     ("gpt.lr", lambda v: v > 0, _POSITIVE),
     ("gpt.heldout_share", lambda v: 0 <= v < 1, "must lie in 0..1"),
+    ("gpt.batch_tokens", lambda v: v > 0, _POSITIVE),
+    ("gpt.heldout_tokens", lambda v: v > 0, _POSITIVE),
+    ("refusal.batch_size", lambda v: v > 0, _POSITIVE),
+    ("refusal.max_len", lambda v: v >= 16, "must be at least 16"),
+    ("refusal.calibration_share", lambda v: 0 < v < 1, "must lie between 0 and 1"),
     ("refusal.lr", lambda v: v > 0, _POSITIVE),
     ("refusal.epochs", lambda v: v > 0, _POSITIVE),
     ("refusal.heldout_share", lambda v: 0 < v < 1, "must lie between 0 and 1"),
     ("refusal.cutoff", lambda v: 0 < v < 1, "must lie between 0 and 1"),
     ("score.window", lambda v: v >= 16, "must be at least 16"),
+    ("score.batch_tokens", lambda v: v > 0, _POSITIVE),
+    ("score.threads", lambda v: v >= 0, "must not be negative"),
     ("select.max_refusal", lambda v: v is None or 0 <= v <= 1, "must lie in 0..1, or be null"),
     ("select.drop_quality", lambda v: 0 <= v < 1, "must lie in 0..1"),
     ("select.max_records", lambda v: v is None or v > 0, "must be greater than 0, or null"),
@@ -287,6 +294,14 @@ _RANGES: tuple[_Rule, ...] = (
     ("train.nodes", lambda v: v > 0, _POSITIVE),
     ("train.ranks_per_node", lambda v: v > 0, _POSITIVE),
     ("train.epochs", lambda v: v > 0, _POSITIVE),
+    ("train.global_batch", lambda v: v > 0, _POSITIVE),
+    ("train.eval_every_steps", lambda v: v > 0, _POSITIVE),
+    ("train.log_every_steps", lambda v: v > 0, _POSITIVE),
+    ("train.loss_chunk", lambda v: v > 0, _POSITIVE),
+    ("train.threads_per_rank", lambda v: v >= 0, "must not be negative"),
+    ("train.weight_decay", lambda v: v >= 0, "must not be negative"),
+    ("train.beta1", lambda v: 0 <= v < 1, "must lie in 0..1"),
+    ("train.beta2", lambda v: 0 <= v < 1, "must lie in 0..1"),
     ("train.lr", lambda v: v > 0, _POSITIVE),
     ("train.min_lr_ratio", lambda v: 0 <= v <= 1, "must lie in 0..1"),
     ("train.warmup_share", lambda v: 0 <= v < 1, "must lie in 0..1"),
@@ -296,6 +311,13 @@ _RANGES: tuple[_Rule, ...] = (
     ("train.save_every_steps", lambda v: v > 0, _POSITIVE),
     ("train.keep_checkpoints", lambda v: v >= 1, "must be at least 1"),
     ("evaluate.max_new_tokens", lambda v: v > 0, _POSITIVE),
+    ("evaluate.max_probes", lambda v: v is None or v > 0, "must be greater than 0, or null"),
+    ("report.examples", lambda v: v >= 0, "must not be negative"),
+    ("report.max_points", lambda v: v > 0, _POSITIVE),
+    ("cluster.cores", lambda v: v >= 0, "must not be negative"),
+    ("paths.store", lambda v: bool(v.strip()), "must name a folder"),
+    ("paths.runs", lambda v: bool(v.strip()), "must name a folder"),
+    ("paths.cache", lambda v: bool(v.strip()), "must name a folder"),
     ("evaluate.batch_size", lambda v: v > 0, _POSITIVE),
     ("evaluate.resamples", lambda v: v > 0, _POSITIVE),
     ("cluster.timeout_min", lambda v: v > 0, _POSITIVE),
@@ -330,6 +352,11 @@ def check(config: Config) -> None:
             f"train.global_batch is {train.global_batch}: it must be a multiple of micro_batch x ranks = "
             f"{train.micro_batch} x {ranks} = {unit}; the nearest are "
             f"{max(unit, train.global_batch // unit * unit)} and {(train.global_batch // unit + 1) * unit}"
+        )
+    if config.select.max_answer_tokens >= config.score.window:
+        faults.append(
+            f"select.max_answer_tokens is {config.select.max_answer_tokens}, but a conversation over score.window = "
+            f"{config.score.window} tokens is not scored: raise the window, or lower the longest answer"
         )
     if cluster.kind is ClusterKind.local and train.nodes != 1:
         faults.append(f"train.nodes is {train.nodes}: cluster=local is one node; choose a cluster of kind slurm")

@@ -180,6 +180,7 @@ STAGES: tuple[Stage, ...] = (
         config=(),
         does="checkpoint -> Hugging Face folder",
         share=1.0,
+        identity=lambda c: c.name,  # the title of the model card
     ),
     Stage(
         "evaluate",

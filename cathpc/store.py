@@ -12,6 +12,7 @@ checkpoints, count by that file alone and are not read again.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -25,12 +26,13 @@ from typing import Any
 
 from cathpc.config import Config
 from cathpc.errors import ChangedError, UserError
-from cathpc.pipeline import BY_NAME, STAGES, Stage
+from cathpc.pipeline import STAGES, Stage
 from cathpc.schema import identity
 
 MANIFEST = "manifest.json"
 CLAIM = "claim.json"
-_IGNORED = {MANIFEST, CLAIM, "progress.json"}
+INPUTS = "inputs.json"
+_IGNORED = {MANIFEST, CLAIM, INPUTS, "progress.json"}
 
 
 def digest(value: Any) -> str:
@@ -140,8 +142,50 @@ def places(config: Config, stages: tuple[Stage, ...] = STAGES) -> dict[str, Plac
     return {s.name: Place(s, known[s.name], folders[s.name], {i: folders[i] for i in s.inputs}) for s in stages}
 
 
-def commit(place: Place, config: Config, summary: dict[str, Any], *, started: float, seconds: float) -> dict[str, Any]:
-    """Write the manifest of a finished stage; from then on the folder is complete."""
+def _digests(place: Place) -> dict[str, dict[str, str]]:
+    """Fingerprint and digest of each input as it is now."""
+    found = {}
+    for name, folder in place.inputs.items():
+        manifest = read_json(folder / MANIFEST)
+        if manifest is None:
+            raise ChangedError(f"{folder}, which {place.stage.name} stands on, is not finished; run the command again")
+        found[name] = {"fingerprint": manifest["fingerprint"], "digest": manifest["digest"]}
+    return found
+
+
+def begin(place: Place) -> dict[str, dict[str, str]]:
+    """Make the folder ready for an attempt by the holder of its claim; returns the inputs that the attempt stands on.
+
+    What an earlier attempt left is kept only if it stood on the same inputs: else a half-scored folder would mix the
+    scores of two models. `inputs.json` is removed last, so that a kill in the middle is noticed by the next attempt.
+    """
+    used = _digests(place)
+    recorded = read_json(place.folder / INPUTS)
+    if (place.folder / MANIFEST).exists() or recorded not in (None, used):
+        for path in sorted(place.folder.iterdir(), key=lambda p: (p.name == INPUTS, p.name != MANIFEST)):
+            if path.name == CLAIM:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    write_json(place.folder / INPUTS, used)
+    return used
+
+
+def commit(
+    place: Place,
+    config: Config,
+    summary: dict[str, Any],
+    used: dict[str, dict[str, str]],
+    *,
+    started: float,
+    seconds: float,
+) -> dict[str, Any]:
+    """Write the manifest of a finished stage; from then on the folder is complete.
+
+    Raises `ChangedError` where an input is no longer what `begin` found: it would pass for the new one's result.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {}
@@ -149,21 +193,15 @@ def commit(place: Place, config: Config, summary: dict[str, Any], *, started: fl
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     outputs = _outputs(place.folder)
-    inputs = {}
-    for name, folder in place.inputs.items():
-        used = read_json(folder / MANIFEST)
-        if used is None:
-            raise ChangedError(
-                f"{folder} lost its {MANIFEST} while {place.stage.name} ran on it; run the command again"
-            )
-        inputs[name] = {"fingerprint": used["fingerprint"], "digest": used["digest"]}
+    if _digests(place) != used:
+        raise ChangedError(f"what {place.stage.name} stands on was made anew while it ran; run the command again")
     manifest = {
         "stage": place.stage.name,
         "fingerprint": place.fingerprint,
         "digest": digest(outputs),
         "version": place.stage.version,
         "config": {s: identity(getattr(config, s)) for s in place.stage.config},
-        "inputs": inputs,
+        "inputs": used,
         "outputs": outputs,
         "summary": summary,
         "seconds": round(seconds, 3),
@@ -195,10 +233,17 @@ def _start_ticks(pid: int) -> int | None:
     return None if after[0] == "Z" else int(after[19])
 
 
-def owner() -> dict[str, Any]:
-    """This process, as a claim names it."""
+def owner(job: str = "") -> dict[str, Any]:
+    """This process, as a claim names it; `job` is what its ranks have in common."""
     pid = os.getpid()
-    return {"host": socket.gethostname(), "boot": _boot(), "pid": pid, "ticks": _start_ticks(pid), "time": time.time()}
+    return {
+        "job": job,
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "pid": pid,
+        "ticks": _start_ticks(pid),
+        "time": time.time(),
+    }
 
 
 def alive(claim: dict[str, Any]) -> bool:
@@ -217,52 +262,45 @@ def claimed(folder: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def claim(folder: Path) -> Iterator[bool]:
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a lock beside `folder`, where there are locks; it only spares a race in taking over a dead claim."""
+    with open(folder.with_name(f".{folder.name}.lock"), "a") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def claim(folder: Path, job: str = "") -> Iterator[bool]:
     """Take the claim on `folder` for this process; False where a live owner holds it; a dead one's is taken over."""
     path = folder / CLAIM
-    mine = owner()
+    mine = owner(job)
     got = False
-    for _ in range(3):
+    with _alone(folder):
+        held = read_json(path)
+        if path.exists() and not (isinstance(held, dict) and alive(held)):
+            path.unlink(missing_ok=True)
         temporary = folder / f".{CLAIM}.{os.getpid()}.tmp"
         temporary.write_text(json.dumps(mine))
         try:
             os.link(temporary, path)  # atomic: fails where the claim exists, and is never seen half written
             got = True
         except FileExistsError:
-            held = read_json(path)
-            if isinstance(held, dict) and alive(held):
-                break
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(path, folder / f".{CLAIM}.stale.{os.getpid()}")
-                (folder / f".{CLAIM}.stale.{os.getpid()}").unlink()
-            continue
+            pass
         finally:
             temporary.unlink(missing_ok=True)
-        break
     try:
         yield got
     finally:
-        if got and (read_json(path) or {}).get("ticks") == mine["ticks"]:
+        if got and read_json(path) == mine:
             path.unlink(missing_ok=True)
 
 
 def prepare_folder(place: Place) -> None:
-    """Make the stage's folder, private; a stale result is removed first, so that nothing of it leaks in."""
+    """Make the stage's folder, private; raises `UserError` where that is not possible."""
     try:
         place.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise UserError(
             f"cannot make the folder {place.folder}: {error.strerror}. Choose another one with paths.store=FOLDER"
         ) from None
-    if place.manifest() is not None and not place.fresh():
-        aside = place.folder.with_name(f".stale-{place.fingerprint}-{os.getpid()}")
-        os.rename(place.folder, aside)
-        shutil.rmtree(aside, ignore_errors=True)
-        place.folder.mkdir(mode=0o700)
-
-
-def stage(name: str) -> Stage:
-    """The stage called `name`; a `UserError` lists the known ones."""
-    if name not in BY_NAME:
-        raise UserError(f"there is no stage {name!r}. Stages: {', '.join(BY_NAME)}")
-    return BY_NAME[name]

@@ -44,8 +44,13 @@ def hub_ids(config: Config) -> list[tuple[str, str]]:
     """(kind, Hub id) of every repository that an experiment uses; kind is 'dataset' or 'model'."""
     found = [("dataset", source.hub) for source in config.dataset.sources.values() if source.hub]
     models = (config.model.base, config.gpt.base, config.refusal.base, config.cards.model)
-    found += [("model", name) for name in models if name and ":" not in name and name[0] not in "./~"]
+    found += [("model", name) for name in models if name and is_hub_id(name)]
     return list(dict.fromkeys(found))
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether the name of a model is that of a Hub repository: neither a folder nor 'package:' nor 'random:'."""
+    return ":" not in model and model[0] not in "./~"
 
 
 def unpinned(config: Config) -> list[tuple[str, str]]:

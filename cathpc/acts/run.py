@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cathpc.acts import program
+from cathpc.acts.pin import is_hub_id, unpinned
 from cathpc.config import Config, compose, expand
 from cathpc.dispatch.config import ClusterKind
 from cathpc.errors import UserError
+
+if TYPE_CHECKING:
+    from cathpc.dispatch.show import Show
 
 HELP = "run an experiment: finish what is missing, redo what has changed, nothing else"
 
@@ -44,12 +51,13 @@ def one(config: Config, overrides: list[str], *, targets: set[str] | None = None
     run = open_run(config, overrides)
     began = time.monotonic()
     show = Show()
+    fetch_models(config, show)
     local.walk(config, run, show, targets=targets)
     if targets is not None:
         return
     stages = run.folder / "stages"
     took = f"in {duration(time.monotonic() - began)}" if show.worked else "everything is up to date"
-    command = f"{program()} chat {' '.join(overrides)} --prompt 'Hello!'"
+    command = f"{program()} chat {shlex.join(overrides)} --prompt 'Hello!'"
     show.console.print(
         f"\n{run.name}: done, {took}\n"
         f"  model    {(stages / 'export').resolve() / 'model'}\n"
@@ -60,10 +68,24 @@ def one(config: Config, overrides: list[str], *, targets: set[str] | None = None
     )
 
 
+def fetch_models(config: Config, show: Show) -> None:
+    """Put the Hub's models that the experiment uses into the cache: stages that compute run without a network."""
+    from cathpc.models import source
+
+    cache = Path(config.paths.cache)
+    for name, template in (
+        (config.model.base, config.model.template),
+        (config.gpt.base, config.gpt.template),
+        (config.refusal.base, None),
+        (config.cards.model, config.cards.template),
+    ):
+        if name and is_hub_id(name) and not source.ready(name, template, cache):
+            show.note(f"fetching {name}")
+            source.prepare(name, template, cache)
+
+
 def refuse_unpinned(config: Config) -> None:
     """Raise `UserError` when a Hub id that the experiment uses has no commit in the lock file."""
-    from cathpc.acts.pin import unpinned
-
     missing = unpinned(config)
     if missing:
         raise UserError(

@@ -86,8 +86,8 @@ class SelectConfig:
     """Refusal score above which a record is dropped."""
     min_answer_tokens: int = 10
     """Shortest answer, in tokens of the scoring tokenizer."""
-    max_answer_tokens: int = 2048
-    """Longest answer."""
+    max_answer_tokens: int = 1000
+    """Longest answer; what is longer than `score.window` is not scored and drops out before this rule."""
     reasoning_min_tokens: int = 50
     """A single-turn answer of component `reasoning` must be longer."""
     health_min_tokens: int = 100

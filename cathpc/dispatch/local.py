@@ -20,12 +20,13 @@ from cathpc import progress, store
 from cathpc.config import Config, as_plain, cores
 from cathpc.dispatch.show import Show
 from cathpc.dispatch.work import run_stage
-from cathpc.errors import EXIT_AGAIN, EXIT_FENCED, EXIT_OURS, EXIT_REQUEUE, EXIT_USER, CathpcError
+from cathpc.errors import EXIT_AGAIN, EXIT_OURS, EXIT_REQUEUE, EXIT_USER, CathpcError
 from cathpc.runs import Run
 
 POLL_S = 0.1
 PEER_GRACE_S = 60.0
-MAX_ATTEMPTS = 10
+MAX_ATTEMPTS = 6
+STOP_S = 120.0
 
 
 class StageFailed(CathpcError):
@@ -59,6 +60,7 @@ def walk(config: Config, run: Run, show: Show, *, targets: set[str] | None = Non
     running: dict[str, _Job] = {}
     waited: set[str] = set()
     attempts: dict[str, int] = {}
+    not_before: dict[str, float] = {}
     failure: StageFailed | None = None
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -68,17 +70,21 @@ def walk(config: Config, run: Run, show: Show, *, targets: set[str] | None = Non
                 try:
                     again = _judge(job, show)
                     attempts[name] = attempts.get(name, 0) + 1
-                    if again and attempts[name] >= MAX_ATTEMPTS:
+                    if again is not None and attempts[name] >= MAX_ATTEMPTS:
                         raise StageFailed(
-                            f"{name} stopped {MAX_ATTEMPTS} times; the log: {_newest_log(job.logs)}", EXIT_OURS
+                            f"{name} stopped {MAX_ATTEMPTS} times, the last time because: {again}", EXIT_OURS
                         )
                 except StageFailed as error:
                     run.log(stage=name, event="failed", fingerprint=job.place.fingerprint, message=str(error))
                     failure = failure or error
                     show.failed(name)
                     continue
-                if again:
+                if again is not None:
                     pending[name] = job.place
+                    if again:
+                        wait_s = min(60.0, 2.0 ** attempts[name])
+                        not_before[name] = time.monotonic() + wait_s
+                        show.note(f"{name}: {again}. Trying again in {wait_s:.0f} s")
                 else:
                     done.add(name)
                     run.log(stage=name, event="done", fingerprint=job.place.fingerprint)
@@ -86,6 +92,8 @@ def walk(config: Config, run: Run, show: Show, *, targets: set[str] | None = Non
                 raise failure
             for name, place in list(pending.items()):
                 if failure or any(i in pending or i in running for i in place.stage.inputs):
+                    continue
+                if time.monotonic() < not_before.get(name, 0.0):
                     continue
                 if place.fresh():
                     pending.pop(name)
@@ -111,6 +119,8 @@ def walk(config: Config, run: Run, show: Show, *, targets: set[str] | None = Non
                 show.progress(name, progress.read(pending[name].folder))
             time.sleep(POLL_S)
     except KeyboardInterrupt:
+        if running:
+            show.note(f"stopping {', '.join(running)}; a training saves first")
         for job in running.values():
             _stop(job)
         raise StageFailed("stopped. The same command goes on from here", 130) from None
@@ -140,7 +150,19 @@ def _start(place: store.Place, config: Config, run: Run, total_cores: int) -> _J
         timeout_min=config.cluster.timeout_min,
         stderr_to_stdout=True,
     )
-    job = executor.submit(run_stage, place.stage.name, as_plain(config), threads=threads, master_port=_free_port())
+    # Ctrl-C goes to the whole terminal; the jobs must not die of it, for `_stop` asks them to save first.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        job = executor.submit(
+            run_stage,
+            place.stage.name,
+            as_plain(config),
+            folder=str(place.folder),
+            threads=threads,
+            master_port=_free_port(),
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     run.log(stage=place.stage.name, event="submitted", fingerprint=place.fingerprint, job=job.job_id)
     run.link(place)
     return _Job(place=place, job=job, started=time.time(), logs=logs)
@@ -165,7 +187,7 @@ def _ended(job: _Job) -> bool:
 
 
 def _stop(job: _Job) -> None:
-    """End the job's processes: TERM, and KILL for those that are still there after a while."""
+    """End the job's processes: TERM, at which a training saves, and KILL for those that are there after a while."""
     import psutil
 
     try:
@@ -176,23 +198,27 @@ def _stop(job: _Job) -> None:
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, left = psutil.wait_procs(family, timeout=20)
+    _, left = psutil.wait_procs(family, timeout=STOP_S)
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
-def _judge(job: _Job, show: Show) -> bool:
-    """What an ended job means: False it is done, True it must run (or be waited for) again; raises `StageFailed`."""
+def _judge(job: _Job, show: Show) -> str | None:
+    """What an ended job means: None it is done; a text it must run again, and why ('' where another has it).
+
+    Raises `StageFailed` where it failed for good.
+    """
     name = job.place.stage.name
     if job.place.fresh():
         show.done(name, job.place.manifest() or {})
-        return False
+        return None
     errors = [e for e in map(store.read_json, sorted(job.place.folder.glob("error.*.json"))) if e]
-    if any(e["code"] in (EXIT_FENCED, EXIT_AGAIN, EXIT_REQUEUE) for e in errors):
-        return True
+    again = [e["message"] for e in errors if e["code"] in (EXIT_AGAIN, EXIT_REQUEUE)]
+    if again:
+        return str(again[0])
     if store.claimed(job.place.folder) is not None:
-        return True
+        return ""
     log = _newest_log(job.logs)
     explained = [e for e in errors if e["code"] != EXIT_OURS]
     if explained:

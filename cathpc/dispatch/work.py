@@ -14,73 +14,78 @@ from pathlib import Path
 from typing import Any
 
 from cathpc import store
-from cathpc.config import from_plain, only
-from cathpc.errors import EXIT_DISK, EXIT_FENCED, EXIT_OURS, EXIT_USER, CathpcError
+from cathpc.config import Config, from_plain, only
+from cathpc.errors import EXIT_DISK, EXIT_FENCED, EXIT_OURS, EXIT_USER, CathpcError, ChangedError
 from cathpc.pipeline import BY_NAME
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 _REFUSED = {errno.EACCES, errno.EPERM}
+FOLLOW_S = 120.0
 
 
-def run_stage(name: str, config: dict[str, Any], *, threads: int, master_port: int = 0) -> None:
-    """Run the stage `name` under the plain `config` on this rank and, on rank 0, commit its manifest.
+def run_stage(name: str, config: dict[str, Any], *, folder: str, threads: int, master_port: int = 0) -> None:
+    """Run the stage `name` under the plain `config` on this rank and, on rank 0, commit its manifest to `folder`.
 
     Ends the process with the exit code of `cathpc.errors` when the stage fails; the message lies in
-    `error.<rank>.json` of the stage's folder, for the dispatcher to show.
+    `error.<rank>.json` of the folder, for the dispatcher to show.
     """
-    rank, ranks, local_rank = _ranks()
+    job, rank, ranks, local_rank = _ranks()
     for received in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(received, signal.SIG_DFL)  # submitit's handlers ignore the one and pickle at the other
     os.umask(0o077)
     _environment(BY_NAME[name].place.name, threads, rank, ranks, local_rank, master_port)
-    composed = from_plain(config)
-    place = store.places(composed)[name]
-    folder = place.folder
     try:
-        if rank == 0:
-            store.prepare_folder(place)
-        _run(name, composed, place, rank)
+        composed = from_plain(config)
+        place = store.places(composed)[name]
+        if place.folder != Path(folder):
+            raise ChangedError("data, a model or the code changed while the run went on. Run the same command again")
+        _run(name, composed, place, job, rank)
     except (CathpcError, OSError) as error:
-        code, message = explain(error, folder)
-        _leave(folder, rank, code, message, "" if code != EXIT_OURS else traceback.format_exc())
+        code, message = explain(error, Path(folder))
+        _leave(Path(folder), rank, code, message, "" if code != EXIT_OURS else traceback.format_exc())
     except Exception as error:
-        _leave(folder, rank, EXIT_OURS, f"{type(error).__name__}: {error}", traceback.format_exc())
+        _leave(Path(folder), rank, EXIT_OURS, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
-def _run(name: str, config: Any, place: store.Place, rank: int) -> None:
+def _run(name: str, config: Config, place: store.Place, job: str, rank: int) -> None:
     function = BY_NAME[name].function()
     visible = only(config, place.stage.config)
     if rank != 0:
-        _wait_for_folder(place.folder)
+        _follow(place, job)
         function(visible, place.inputs, place.folder)
         return
-    with store.claim(place.folder) as got:
-        if not got:
+    with store.claim(place.folder, job) as got:
+        if not got or place.fresh():  # another owner works on it, or finished it between the submission and now
             raise SystemExit(EXIT_FENCED)
-        for old in place.folder.glob("error.*.json"):
-            old.unlink(missing_ok=True)
-        if place.fresh():  # another owner finished it between the submission and now
-            return
+        used = store.begin(place)
         started, clock = time.time(), time.perf_counter()
         summary = function(visible, place.inputs, place.folder)
-        store.commit(place, config, summary, started=started, seconds=time.perf_counter() - clock)
+        store.commit(place, config, summary, used, started=started, seconds=time.perf_counter() - clock)
 
 
-def _wait_for_folder(folder: Path, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not folder.is_dir() and time.monotonic() < deadline:
+def _follow(place: store.Place, job: str) -> None:
+    """Wait until rank 0 of this job has begun; leave where it will not, since another job has the stage."""
+    deadline = time.monotonic() + FOLLOW_S
+    while time.monotonic() < deadline:
+        held = store.read_json(place.folder / store.CLAIM)
+        if held and held.get("job") == job:
+            if (place.folder / store.INPUTS).exists() and not (place.folder / store.MANIFEST).exists():
+                return
+        elif (held and store.alive(held)) or place.fresh():
+            raise SystemExit(EXIT_FENCED)
         time.sleep(0.05)
+    raise SystemExit(EXIT_FENCED)
 
 
-def _ranks() -> tuple[int, int, int]:
-    """Rank, number of ranks and local rank of this process, as the launcher gave them."""
+def _ranks() -> tuple[str, int, int, int]:
+    """Job id, rank, number of ranks and local rank of this process, as the launcher gave them."""
     import submitit
 
     try:
         env = submitit.JobEnvironment()
-        return env.global_rank, env.num_tasks, env.local_rank
+        return str(env.job_id), env.global_rank, env.num_tasks, env.local_rank
     except RuntimeError:  # not inside a job: a direct call
-        return 0, 1, 0
+        return str(os.getpid()), 0, 1, 0
 
 
 def _environment(place: str, threads: int, rank: int, ranks: int, local_rank: int, port: int) -> None:

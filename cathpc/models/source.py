@@ -114,6 +114,13 @@ def prepare(name: str, template: TemplateConfig | None, cache: Path) -> Path:
     return _cached(cache, key, partial(_fit, raw, template, link))
 
 
+def ready(name: str, template: TemplateConfig | None, cache: Path) -> bool:
+    """Whether `prepare` would find the model in the cache, and so need neither time nor a network."""
+    cache = cache.absolute()
+    known = {"model": identity(name, cache=cache / "model-digests.json")}
+    return _place(cache, known if template is None else {**known, "template": asdict(template)}).is_dir()
+
+
 def _adopt(raw: Path, link: bool, target: Path) -> None:
     """Copy a model folder without a template: what is needed to load it, and no code."""
     from cathpc.models.surgery import clean_config

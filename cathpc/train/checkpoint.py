@@ -202,6 +202,9 @@ def save(folder: Path, engine: Any, step: int, identity: dict[str, Any], *, keep
         }
         write_json(final / MANIFEST, data)
         _fsync(final)
+        for left in folder.glob("step-*"):
+            if not (left / MANIFEST).exists():  # of a deletion that was killed
+                shutil.rmtree(left)
         for old in committed(folder)[max(1, keep) :]:
             # The manifest goes first: what a killed deletion leaves behind is not committed.
             (old / MANIFEST).unlink()

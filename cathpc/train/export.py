@@ -164,11 +164,17 @@ Hello!{stop}
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("PATH") model = AutoModelForCausalLM.from_pretrained("PATH",
-dtype="bfloat16") messages = [ {json.dumps({"role": "system", "content": "You are a helpful assistant."})},
-{json.dumps({"role": "user", "content": "Hello!"})}, ] inputs = tokenizer.apply_chat_template(messages,
-add_generation_prompt=True, return_tensors="pt", return_dict=True) answer = model.generate(**inputs,
-max_new_tokens=200) print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)) ```
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+model = AutoModelForCausalLM.from_pretrained("PATH", dtype="bfloat16")
+messages = [
+    {json.dumps({"role": "system", "content": "You are a helpful assistant."})},
+    {json.dumps({"role": "user", "content": "Hello!"})},
+]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model.generate(**inputs, max_new_tokens=200)
+print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+
 The chat template adds the BOS: do not let the tokenizer add a second one to templated text
 (`add_special_tokens=False`).
 

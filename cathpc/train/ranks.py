@@ -28,7 +28,8 @@ def start(config: TrainConfig) -> None:
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger"
     )  # DeepSpeed's calls
-    threads = config.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // config.ranks_per_node)
+    shared = max(1, len(os.sched_getaffinity(0)) // config.ranks_per_node)
+    threads = config.threads_per_rank or int(os.environ.get("OMP_NUM_THREADS", shared))
     torch.set_num_threads(threads)
     if get_accelerator().device_name() == "cpu":
         # DeepSpeed would spend half a minute compiling a shared-memory all-reduce that only inference uses.

@@ -27,7 +27,7 @@ def lr_factor(config: TrainConfig, step: int, total: int) -> float:
         return 1.0
     if config.schedule is Schedule.wsd:
         decay = max(1, round(WSD_DECAY_SHARE * total))
-        left = min(1.0, max(0.0, (total - step) / decay))
+        left = min(1.0, max(0.0, (total - 1 - step) / decay))
         return floor + (1 - floor) * left
     part = min(1.0, (step - warmup) / max(1, total - warmup - 1))
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * part))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import pytest
 
 from cathpc import store
 from cathpc.config import Config, compose
-from cathpc.errors import UserError
+from cathpc.errors import ChangedError, UserError
 from cathpc.pipeline import STAGES, Stage
 
 STUDY = (
@@ -30,8 +29,9 @@ def config(tmp_path: Path) -> Config:
 
 def finish(place: store.Place, config: Config, text: str) -> None:
     store.prepare_folder(place)
+    used = store.begin(place)
     (place.folder / "out.txt").write_text(text)
-    store.commit(place, config, {"line": text}, started=time.time(), seconds=1.0)
+    store.commit(place, config, {"line": text}, used, started=time.time(), seconds=1.0)
 
 
 def test_a_change_of_train_lr_changes_train_and_what_follows_and_nothing_before() -> None:
@@ -83,8 +83,35 @@ def test_a_stale_folder_is_emptied_before_it_is_made_anew(config: Config) -> Non
         finish(place, config, place.stage.name)
     (places["first"].folder / store.MANIFEST).unlink()
     finish(places["first"], config, "another first")
+    store.begin(places["second"])
+    assert [p.name for p in places["second"].folder.iterdir()] == [store.INPUTS]
+
+
+def test_what_a_killed_attempt_left_is_kept_only_for_the_same_inputs(config: Config) -> None:
+    places = store.places(config, STUDY)
+    finish(places["first"], config, "first")
+    half = places["second"].folder / "shard"
     store.prepare_folder(places["second"])
-    assert list(places["second"].folder.iterdir()) == []
+    store.begin(places["second"])
+    half.write_text("scored with the first model")
+    store.begin(places["second"])
+    assert half.exists()
+    (places["first"].folder / store.MANIFEST).unlink()
+    finish(places["first"], config, "another first")
+    store.begin(places["second"])
+    assert not half.exists()
+
+
+def test_a_result_of_an_input_that_was_made_anew_meanwhile_is_not_committed(config: Config) -> None:
+    places = store.places(config, STUDY)
+    finish(places["first"], config, "first")
+    store.prepare_folder(places["second"])
+    used = store.begin(places["second"])
+    (places["first"].folder / store.MANIFEST).unlink()
+    finish(places["first"], config, "another first")
+    with pytest.raises(ChangedError, match="made anew"):
+        store.commit(places["second"], config, {}, used, started=0.0, seconds=0.0)
+    assert places["second"].manifest() is None
 
 
 def test_the_manifest_hashes_every_file_and_counts_a_subfolder_with_a_manifest_by_that_alone(config: Config) -> None:
@@ -96,7 +123,7 @@ def test_the_manifest_hashes_every_file_and_counts_a_subfolder_with_a_manifest_b
     (place.folder / "checkpoint" / "weights").write_text("w")
     (place.folder / "checkpoint" / store.MANIFEST).write_text("{}")
     (place.folder / "progress.json").write_text("{}")
-    manifest = store.commit(place, config, {}, started=0.0, seconds=0.0)
+    manifest = store.commit(place, config, {}, {}, started=0.0, seconds=0.0)
     assert sorted(manifest["outputs"]) == [f"checkpoint/{store.MANIFEST}", "sub/a"]
 
 
@@ -141,8 +168,8 @@ def test_a_claim_whose_process_id_was_given_to_another_process_is_dead(tmp_path:
     assert store.claimed(tmp_path) is None
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere; tests/e2e does this as an ordinary user")
-def test_a_store_that_cannot_be_written_is_named(config: Config, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_is_named(config: Config, tmp_path: Path, bound_by_permissions: None) -> None:
+    place = store.places(config, STUDY)["first"]
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match=r"paths\.store"):
-        store.prepare_folder(store.places(config, STUDY)["first"])
+        store.prepare_folder(place)
