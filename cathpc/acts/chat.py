@@ -67,7 +67,7 @@ def _exported(overrides: list[str]) -> Path:
     export = places(config)["export"]
     if export.manifest() is None:
         raise UserError(
-            f"{config.name} has no trained model yet. Train it: python -m cathpc {' '.join(overrides)}; "
+            f"{config.name} has no trained model yet. Train it: python -m cathpc {shlex.join(overrides)}; "
             "or name a Hugging Face folder with --model"
         )
     return export.folder / "model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -152,7 +153,7 @@ def test_a_killed_command_is_resumed_by_the_same_one_and_nothing_is_done_twice(h
 
 def test_two_commands_at_once_share_the_work(home: Home, tmp_path: Path) -> None:
     other = copy(home, tmp_path / "twice")
-    for name in ("select", "cards", "pack"):
+    for name in ("select", "cards", "pack", "train"):
         shutil.rmtree(other.store / name)
     first, second = other.start(SMOKE), other.start(SMOKE)
     out_first, _ = first.communicate(timeout=300)
@@ -171,6 +172,9 @@ def test_the_exported_model_loads_in_plain_transformers_and_its_template_gives_t
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    card = (folder / "README.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", card, re.M | re.S)
+    ast.parse(code)
     assert model.config.pad_token_id != model.generation_config.eos_token_id
     records = {r["id"]: r["messages"] for r in pq.read_table(home.stage("cards") / "carded.parquet").to_pylist()}
     pack = home.stage("pack") / "train"

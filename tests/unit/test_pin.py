@@ -14,13 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from hub_server import TOKEN, Hub, Repo, serve
-
 from cathpc.acts import pin
 from cathpc.data import lock
 from cathpc.errors import TryAgainError, UserError
+from tests.hub_server import TOKEN, Hub, Repo, serve
 
 ROOT = Path(__file__).parents[2]
 
