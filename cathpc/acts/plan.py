@@ -20,7 +20,8 @@ def main(arguments: argparse.Namespace) -> int:
     """Print the table of stages, the shape of the training and what is missing."""
     from rich.console import Console
 
-    from cathpc.dispatch.show import duration, stage_table
+    from cathpc.dispatch.show import stage_table
+    from cathpc.progress import duration
 
     config = compose(arguments.overrides)
     if arguments.cfg:

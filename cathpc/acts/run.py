@@ -39,7 +39,8 @@ def main(arguments: argparse.Namespace) -> int:
 def one(config: Config, overrides: list[str], *, targets: set[str] | None = None) -> None:
     """Run one experiment in the foreground and say where its results lie."""
     from cathpc.dispatch import local
-    from cathpc.dispatch.show import Show, duration
+    from cathpc.dispatch.show import Show
+    from cathpc.progress import duration
     from cathpc.runs import open_run
 
     if config.cluster.kind is not ClusterKind.local:

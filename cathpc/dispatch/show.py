@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from cathpc.pipeline import STAGES
+from cathpc.progress import duration
 
 PLAIN_EVERY_S = 20.0
 
@@ -94,16 +95,6 @@ class Show:
 
 def _line(manifest: dict[str, Any]) -> str:
     return str(manifest.get("summary", {}).get("line", ""))
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them: '4.2 s', '3 min 05 s', '2 h 10 min'."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def stage_table(title: str, states: dict[str, tuple[str, str]]) -> Table:

@@ -19,6 +19,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from cathpc.data import filters
+from cathpc.progress import duration
 from cathpc.report import plots
 from cathpc.report.gather import Facts, sample
 from cathpc.report.html import data_uri, number, percent, words
@@ -219,8 +220,8 @@ def _time(facts: Facts, folder: Path) -> Picture:
     times = [(name, float(manifest["seconds"])) for name, manifest in facts.manifests.items()]
     figure = Figure(figsize=(6.2, 1.0 + 0.3 * len(times)), layout="constrained")
     plots.stage_times(figure.add_subplot(), times)
-    said = ", ".join(f"{name} {plots.duration(seconds)}" for name, seconds in times)
-    total = plots.duration(sum(seconds for _, seconds in times))
+    said = ", ".join(f"{name} {duration(seconds)}" for name, seconds in times)
+    total = duration(sum(seconds for _, seconds in times))
     return _save(figure, folder, "time", f"Time by stage: {said}.", f"Wall-clock time of each stage; {total} in all.")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cathpc.report.plots import duration
+from cathpc.progress import duration
 
 ASSETS = Path(__file__).parents[1] / "assets"
 _KINDS = {".svg": "image/svg+xml", ".png": "image/png"}

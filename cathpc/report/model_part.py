@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cathpc import __version__
+from cathpc.progress import duration
 from cathpc.record import unit_hash
 from cathpc.report.figures import Picture, fidelity_rows
 from cathpc.report.gather import SAMPLE_SEED, Facts
 from cathpc.report.html import percent, words
-from cathpc.report.plots import duration
 from cathpc.report.tables import first_user, is_number, label, table
 
 METHODS = (

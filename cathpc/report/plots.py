@@ -17,6 +17,8 @@ import numpy as np
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
+from cathpc.progress import duration
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -311,18 +313,6 @@ def stage_times(axes: Axes, times: Sequence[tuple[str, float]]) -> Axes:
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
     return axes
-
-
-def duration(seconds: float) -> str:
-    """'8.4 s', '3 min 20 s', '2 h 05 min', '13 d 4 h'."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
 def _component_order(groups: NDArray[Any]) -> list[str]:

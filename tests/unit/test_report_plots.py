@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cathpc.progress import duration
 from cathpc.report import plots
 
 
@@ -119,4 +120,4 @@ def test_stage_times_take_a_fitting_unit(axes: Axes, longest: float, unit: str) 
     [(8.44, "8.4 s"), (59.96, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (1_209_600, "14 d 0 h")],
 )
 def test_duration_reads_well(seconds: float, text: str) -> None:
-    assert plots.duration(seconds) == text
+    assert duration(seconds) == text

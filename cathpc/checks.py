@@ -1,0 +1,133 @@
+"""What a composed configuration must hold beyond its types: ranges of values and combinations that can work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from cathpc.config import Config, choices
+from cathpc.dispatch.config import ClusterKind
+from cathpc.errors import UserError
+
+_Rule = tuple[str, Callable[[Any], bool], str]
+_POSITIVE = "must be greater than 0"
+_RANGES: tuple[_Rule, ...] = (
+    ("dataset.max_row_mb", lambda v: v > 0, _POSITIVE),
+    ("dataset.shard_records", lambda v: v > 0, _POSITIVE),
+    ("dataset.near_duplicates", lambda v: 0 <= v <= 1, "must lie in 0..1 (0 switches it off)"),
+    ("gpt.train_tokens", lambda v: v > 0, _POSITIVE),
+    ("gpt.epochs", lambda v: v > 0, _POSITIVE),
+    ("gpt.seq_len", lambda v: v >= 16, "must be at least 16"),
+    ("gpt.lr", lambda v: v > 0, _POSITIVE),
+    ("gpt.heldout_share", lambda v: 0 <= v < 1, "must lie in 0..1"),
+    ("gpt.batch_tokens", lambda v: v > 0, _POSITIVE),
+    ("gpt.heldout_tokens", lambda v: v > 0, _POSITIVE),
+    ("refusal.batch_size", lambda v: v > 0, _POSITIVE),
+    ("refusal.max_len", lambda v: v >= 16, "must be at least 16"),
+    ("refusal.calibration_share", lambda v: 0 < v < 1, "must lie between 0 and 1"),
+    ("refusal.lr", lambda v: v > 0, _POSITIVE),
+    ("refusal.epochs", lambda v: v > 0, _POSITIVE),
+    ("refusal.heldout_share", lambda v: 0 < v < 1, "must lie between 0 and 1"),
+    ("refusal.cutoff", lambda v: 0 < v < 1, "must lie between 0 and 1"),
+    ("score.window", lambda v: v >= 16, "must be at least 16"),
+    ("score.batch_tokens", lambda v: v > 0, _POSITIVE),
+    ("score.threads", lambda v: v >= 0, "must not be negative"),
+    ("select.max_refusal", lambda v: v is None or 0 <= v <= 1, "must lie in 0..1, or be null"),
+    ("select.drop_quality", lambda v: 0 <= v < 1, "must lie in 0..1"),
+    ("select.max_records", lambda v: v is None or v > 0, "must be greater than 0, or null"),
+    ("select.quality", lambda v: v in ("contrast", "perplexity"), "must be one of: contrast, perplexity"),
+    ("cards.max_new_tokens", lambda v: v > 0, _POSITIVE),
+    ("cards.attempts", lambda v: v > 0, _POSITIVE),
+    ("cards.max_rules", lambda v: v > 0, _POSITIVE),
+    ("cards.top_k", lambda v: v > 0, _POSITIVE),
+    ("cards.repetition_penalty", lambda v: v >= 1, "must be at least 1 (1 is off)"),
+    ("cards.batch_size", lambda v: v > 0, _POSITIVE),
+    ("cards.temperature", lambda v: v >= 0, "must not be negative"),
+    ("pack.seq_len", lambda v: v >= 16, "must be at least 16"),
+    ("pack.max_tokens", lambda v: v is None or v > 0, "must be greater than 0, or null"),
+    ("pack.eval_share", lambda v: 0 <= v < 1, "must lie in 0..1"),
+    ("train.nodes", lambda v: v > 0, _POSITIVE),
+    ("train.ranks_per_node", lambda v: v > 0, _POSITIVE),
+    ("train.epochs", lambda v: v > 0, _POSITIVE),
+    ("train.global_batch", lambda v: v > 0, _POSITIVE),
+    ("train.eval_every_steps", lambda v: v > 0, _POSITIVE),
+    ("train.log_every_steps", lambda v: v > 0, _POSITIVE),
+    ("train.loss_chunk", lambda v: v > 0, _POSITIVE),
+    ("train.threads_per_rank", lambda v: v >= 0, "must not be negative"),
+    ("train.weight_decay", lambda v: v >= 0, "must not be negative"),
+    ("train.beta1", lambda v: 0 <= v < 1, "must lie in 0..1"),
+    ("train.beta2", lambda v: 0 <= v < 1, "must lie in 0..1"),
+    ("train.lr", lambda v: v > 0, _POSITIVE),
+    ("train.min_lr_ratio", lambda v: 0 <= v <= 1, "must lie in 0..1"),
+    ("train.warmup_share", lambda v: 0 <= v < 1, "must lie in 0..1"),
+    ("train.clip", lambda v: v > 0, _POSITIVE),
+    ("train.micro_batch", lambda v: v > 0, _POSITIVE),
+    ("train.zero_stage", lambda v: v in (1, 2, 3), "must be one of: 1, 2, 3"),
+    ("train.save_every_steps", lambda v: v > 0, _POSITIVE),
+    ("train.keep_checkpoints", lambda v: v >= 1, "must be at least 1"),
+    ("evaluate.max_new_tokens", lambda v: v > 0, _POSITIVE),
+    ("evaluate.max_probes", lambda v: v is None or v > 0, "must be greater than 0, or null"),
+    ("report.examples", lambda v: v >= 0, "must not be negative"),
+    ("report.max_points", lambda v: v > 0, _POSITIVE),
+    ("cluster.cores", lambda v: v >= 0, "must not be negative"),
+    ("paths.store", lambda v: bool(v.strip()), "must name a folder"),
+    ("paths.runs", lambda v: bool(v.strip()), "must name a folder"),
+    ("paths.cache", lambda v: bool(v.strip()), "must name a folder"),
+    ("evaluate.batch_size", lambda v: v > 0, _POSITIVE),
+    ("evaluate.resamples", lambda v: v > 0, _POSITIVE),
+    ("cluster.timeout_min", lambda v: v > 0, _POSITIVE),
+)
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def check(config: Config) -> None:
+    """Refuse values out of range and combinations that cannot work: one `UserError` that lists every fault."""
+    faults = []
+    for key, accepts, text in _RANGES:
+        section, _, name = key.partition(".")
+        value = getattr(getattr(config, section), name)
+        if not accepts(value):
+            faults.append(f"{key} is {value}: it {text}")
+    if not NAME.fullmatch(config.name):
+        faults.append(f"name is {config.name!r}: it must match {NAME.pattern}")
+    for key, value in (
+        ("model.base", config.model.base),
+        ("gpt.base", config.gpt.base),
+        ("refusal.base", config.refusal.base),
+    ):
+        if not value:
+            faults.append(f"{key} is empty: give a Hub id (org/name), a folder (./model), package:NAME or random:KIND")
+    if not config.dataset.sources:
+        faults.append(f"dataset.sources is empty: choose one with dataset=NAME. Valid: {', '.join(choices('dataset'))}")
+    train, cluster = config.train, config.cluster
+    ranks = train.nodes * train.ranks_per_node
+    if ranks > 0 and train.micro_batch > 0 and train.global_batch % (train.micro_batch * ranks):
+        unit = train.micro_batch * ranks
+        faults.append(
+            f"train.global_batch is {train.global_batch}: it must be a multiple of micro_batch x ranks = "
+            f"{train.micro_batch} x {ranks} = {unit}; the nearest are "
+            f"{max(unit, train.global_batch // unit * unit)} and {(train.global_batch // unit + 1) * unit}"
+        )
+    if config.select.max_answer_tokens >= config.score.window:
+        faults.append(
+            f"select.max_answer_tokens is {config.select.max_answer_tokens}, but a conversation over score.window = "
+            f"{config.score.window} tokens is not scored: raise the window, or lower the longest answer"
+        )
+    if cluster.kind is ClusterKind.local and train.nodes != 1:
+        faults.append(f"train.nodes is {train.nodes}: cluster=local is one node; choose a cluster of kind slurm")
+    if train.nodes > cluster.nodes:
+        faults.append(f"train.nodes is {train.nodes}: the cluster gives {cluster.nodes} (cluster.nodes)")
+    if cluster.gpus_per_node and train.ranks_per_node > cluster.gpus_per_node:
+        faults.append(
+            f"train.ranks_per_node is {train.ranks_per_node}: a node has {cluster.gpus_per_node} GPUs, one rank a GPU"
+        )
+    if train.attention.name == "flash" and not cluster.gpus_per_node:
+        faults.append("train.attention is flash: flash-attention needs GPUs (cluster.gpus_per_node); take sdpa on CPUs")
+    for key, source in config.dataset.sources.items():
+        if bool(source.path) == bool(source.hub):
+            faults.append(f"dataset.sources.{key}: give either path (a local file) or hub (an id), one of them")
+        if not source.license:
+            faults.append(f"dataset.sources.{key}.license is empty: state the licence of the data, e.g. apache-2.0")
+    if faults:
+        raise UserError("the configuration cannot work:\n  " + "\n  ".join(faults))
