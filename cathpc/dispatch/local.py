@@ -56,7 +56,6 @@ def walk(config: Config, run: Run, show: Show, *, targets: set[str] | None = Non
     wanted = [p for n, p in places.items() if targets is None or n in targets]
     total = cores(config.cluster)
     pending = {p.stage.name: p for p in wanted}
-    done: set[str] = set()
     running: dict[str, _Job] = {}
     waited: set[str] = set()
     attempts: dict[str, int] = {}
@@ -86,7 +85,6 @@ def walk(config: Config, run: Run, show: Show, *, targets: set[str] | None = Non
                         not_before[name] = time.monotonic() + wait_s
                         show.note(f"{name}: {again}. Trying again in {wait_s:.0f} s")
                 else:
-                    done.add(name)
                     run.log(stage=name, event="done", fingerprint=job.place.fingerprint)
             if failure and not running:
                 raise failure
@@ -97,7 +95,6 @@ def walk(config: Config, run: Run, show: Show, *, targets: set[str] | None = Non
                     continue
                 if place.fresh():
                     pending.pop(name)
-                    done.add(name)
                     run.link(place)
                     show.up_to_date(name, place.manifest() or {})
                     continue
