@@ -143,6 +143,7 @@ STAGES: tuple[Stage, ...] = (
         inputs=("pull", "score"),
         config=("select",),
         does="kept records, and every drop with its reason",
+        version=2,
     ),
     Stage(
         "cards",

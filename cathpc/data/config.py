@@ -82,8 +82,6 @@ class SelectConfig:
 
     languages: list[str] = field(default_factory=lambda: ["en"])
     """ISO 639-1 codes that are kept."""
-    max_refusal: float | None = 0.2
-    """Refusal score above which a record is dropped."""
     min_answer_tokens: int = 10
     """Shortest answer, in tokens of the scoring tokenizer."""
     max_answer_tokens: int = 1000
@@ -96,6 +94,8 @@ class SelectConfig:
     """Correlatives that every record must have."""
     min_steps: int = 0
     """Thought steps that every record must have; the share with two or more is reported in any case."""
+    max_refusal: float | None = 0.2
+    """Refusal score above which a record is dropped."""
     quality: str = "contrast"
     """The column of the scores that ranks quality: 'contrast' (higher is better) or 'perplexity' (lower is better)."""
     drop_quality: float = 0.3

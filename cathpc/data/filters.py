@@ -110,13 +110,13 @@ def _few_steps(config: SelectConfig, c: Columns) -> Drop | None:
 RULES: tuple[Rule, ...] = (
     Rule("status", "", _status),
     Rule("language", "languages", _language),
-    Rule("refusal", "max_refusal", _refusal),
     Rule("too_short", "min_answer_tokens", _too_short),
     Rule("too_long", "max_answer_tokens", _too_long),
     Rule("cot_short", "reasoning_min_tokens", _cot_short),
     Rule("health_short", "health_min_tokens", _health_short),
     Rule("no_correlative", "min_correlatives", _no_correlative),
     Rule("few_steps", "min_steps", _few_steps),
+    Rule("refusal", "max_refusal", _refusal),
 )
 QUALITY, QUOTA = "quality", "quota"
 NAMES: tuple[str, ...] = (*(rule.name for rule in RULES), QUALITY, QUOTA)

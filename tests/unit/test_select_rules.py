@@ -94,7 +94,7 @@ def test_a_short_answer_is_dropped(tmp_path: Path) -> None:
 
 
 def test_a_long_answer_is_dropped(tmp_path: Path) -> None:
-    assert reason(judge(tmp_path, (record("bad"), score("bad", answer_tokens=2049)))) == ("too_long", 2049, 2048)
+    assert reason(judge(tmp_path, (record("bad"), score("bad", answer_tokens=1001)))) == ("too_long", 1001, 1000)
 
 
 def test_a_short_chain_of_thought_of_a_single_turn_is_dropped(tmp_path: Path) -> None:
