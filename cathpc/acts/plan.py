@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from cathpc.config import as_plain, compose
+from cathpc.config import Config, as_plain, compose
 from cathpc.errors import UserError
 
 HELP = "check an experiment and show what would run; changes nothing"
@@ -46,7 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _missing(config) -> list[str]:  # type: ignore[no-untyped-def]
+def _missing(config: Config) -> list[str]:
     from cathpc.acts.pin import unpinned
 
     return [
@@ -54,7 +54,7 @@ def _missing(config) -> list[str]:  # type: ignore[no-untyped-def]
     ]
 
 
-def _states(config) -> dict[str, tuple[str, str]]:  # type: ignore[no-untyped-def]
+def _states(config: Config) -> dict[str, tuple[str, str]]:
     from cathpc.store import places
 
     try:

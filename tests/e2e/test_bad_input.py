@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_a_folder_that_an_ordinary_user_cannot_write_is_named(home: Home) -> Non
     if os.getuid() == 0:
         home.folder.chmod(0o755)
         for parent in list(home.folder.parents)[:3]:
-            if str(parent).startswith("/tmp/"):
+            if parent.is_relative_to(tempfile.gettempdir()) and parent != Path(tempfile.gettempdir()):
                 parent.chmod(0o755)
         shutil.chown(work, NOBODY, NOBODY)
         shutil.chown(locked, NOBODY, NOBODY)

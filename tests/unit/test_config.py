@@ -102,10 +102,12 @@ def test_a_stage_cannot_read_what_it_has_not_declared() -> None:
         _ = config.select.quality
 
 
-def test_every_section_of_the_schema_has_a_docstring_under_each_field_or_speaks_for_itself() -> None:
+def test_every_section_of_the_schema_says_what_it_is() -> None:
     for section in SECTIONS:
         node = getattr(cfg.Config(), section)
-        assert dataclasses.is_dataclass(node) and type(node).__doc__
+        assert dataclasses.is_dataclass(node)
+        written = str(type(node).__doc__)  # a dataclass without one gets its signature
+        assert not written.startswith(f"{type(node).__name__}(")
 
 
 def test_a_multirun_is_the_grid_of_its_sweeps_in_order() -> None:
