@@ -57,9 +57,9 @@ def test_warm_up_is_linear_and_cosine_ends_at_the_floor() -> None:
     assert factors[9:] == sorted(factors[9:], reverse=True)
 
 
-def test_wsd_stays_up_and_falls_in_the_last_fifth_and_constant_stays() -> None:
+def test_wsd_stays_up_and_reaches_its_floor_in_the_last_step_and_constant_stays() -> None:
     wsd = TrainConfig(warmup_share=0.0, min_lr_ratio=0.0, schedule=Schedule.wsd)
-    assert [lr_factor(wsd, step, 10) for step in range(10)] == pytest.approx([1.0] * 9 + [0.5])
+    assert [lr_factor(wsd, step, 10) for step in range(10)] == pytest.approx([1.0] * 8 + [0.5, 0.0])
     flat = TrainConfig(warmup_share=0.0, schedule=Schedule.constant)
     assert {lr_factor(flat, step, 10) for step in range(10)} == {1.0}
 
