@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ def report(out: Path, done: float, total: float, unit: str, *, note: str = "", e
         os.replace(temporary, out / FILE)
     except OSError:
         pass
+
+
+def counter(out: Path, before: int, total: int, unit: str) -> Callable[[int], None]:
+    """A function that reports `before` plus the number it is given: for a part of a longer job."""
+    return lambda done: report(out, before + done, total, unit)
 
 
 def read(out: Path) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from cathpc.cards import card, prompt, verify
 from cathpc.cards.rules import Rule, extract
-from cathpc.progress import report
+from cathpc.progress import counter, report
 from cathpc.record import RECORD_SCHEMA
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
             bare = [row for row in rows if row["id"] not in outcomes]
             if writing is not None:
                 before = done + len(rows) - len(bare)
-                outcomes |= _write(bare, writing, layout, cards, lambda n, b=before: report(out, b + n, total, "cards"))  # type: ignore[misc]
+                outcomes |= _write(bare, writing, layout, cards, counter(out, before, total, "cards"))
             else:
                 for row in bare:
                     outcomes[row["id"]] = Outcome("plain", card.plain(row["component"], _rules(row, cards.max_rules)))

@@ -212,7 +212,9 @@ def _array_rows(lines: Iterator[str], max_bytes: int) -> Rows:
         """The next character that is not white space, '' at the end."""
         nonlocal at
         while True:
-            at = _SPACE.match(text, at).end()  # type: ignore[union-attr]  # matches always
+            space = _SPACE.match(text, at)
+            assert space is not None  # it matches the empty string too
+            at = space.end()
             if at < len(text) or ended:
                 return text[at : at + 1]
             arrive(_ARRAY_CHUNK)

@@ -125,7 +125,7 @@ def run_shards(config: Config, inputs: dict[str, Path], out: Path, shards: list[
     tokens = 0
     for shard in todo:
         records = [Record(**row) for row in pq.read_table(paths[shard]).to_pylist()]
-        scores = score_records(records, models, lambda done: progress.report(out, before + done, total, "records"))  # noqa: B023
+        scores = score_records(records, models, progress.counter(out, before, total, "records"))
         _write(_scores_path(out, shard), pa.Table.from_pylist([asdict(s) for s in scores], schema=SCORE_SCHEMA))
         tokens += sum(s.tokens or 0 for s in scores if s.status == "ok")
         before += rows[shard]

@@ -19,7 +19,7 @@ import numpy as np
 from cathpc.evaluate import generate, probes
 from cathpc.evaluate.checkers import judge
 from cathpc.models.weights import write_text
-from cathpc.progress import report
+from cathpc.progress import counter
 from cathpc.record import Message
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
             inputs[stage] / "model",
             chosen,
             settings,
-            lambda n, b=before: report(out, b + n, 2 * turns, "answers"),  # type: ignore[misc]
+            counter(out, before, 2 * turns, "answers"),
         )
         rows[name] = [session.row(name) for session in sessions]
         gc.collect()  # the first model leaves before the second comes
