@@ -33,7 +33,7 @@ _RANGES: tuple[_Rule, ...] = (
     ("score.window", lambda v: v >= 16, "must be at least 16"),
     ("score.batch_tokens", lambda v: v > 0, _POSITIVE),
     ("score.threads", lambda v: v >= 0, "must not be negative"),
-    ("select.max_refusal", lambda v: v is None or 0 <= v <= 1, "must lie in 0..1, or be null"),
+    ("select.refusal_max", lambda v: v is None or 0 <= v <= 1, "must lie in 0..1, or be null"),
     ("select.drop_quality", lambda v: 0 <= v < 1, "must lie in 0..1"),
     ("select.max_records", lambda v: v is None or v > 0, "must be greater than 0, or null"),
     ("select.quality", lambda v: v in ("contrast", "perplexity"), "must be one of: contrast, perplexity"),

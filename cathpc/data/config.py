@@ -94,7 +94,7 @@ class SelectConfig:
     """Correlatives that every record must have."""
     min_steps: int = 0
     """Thought steps that every record must have; the share with two or more is reported in any case."""
-    max_refusal: float | None = 0.2
+    refusal_max: float | None = 0.2
     """Refusal score above which a record is dropped."""
     quality: str = "contrast"
     """The column of the scores that ranks quality: 'contrast' (higher is better) or 'perplexity' (lower is better)."""

@@ -72,7 +72,7 @@ def _language(config: SelectConfig, c: Columns) -> Drop | None:
 
 
 def _refusal(config: SelectConfig, c: Columns) -> Drop | None:
-    limit = config.max_refusal
+    limit = config.refusal_max
     return Drop(c.refusal > limit, c.refusal, limit) if limit else None
 
 
@@ -116,7 +116,7 @@ RULES: tuple[Rule, ...] = (
     Rule("health_short", "health_min_tokens", _health_short),
     Rule("no_correlative", "min_correlatives", _no_correlative),
     Rule("few_steps", "min_steps", _few_steps),
-    Rule("refusal", "max_refusal", _refusal),
+    Rule("refusal", "refusal_max", _refusal),
 )
 QUALITY, QUOTA = "quality", "quota"
 NAMES: tuple[str, ...] = (*(rule.name for rule in RULES), QUALITY, QUOTA)
@@ -132,9 +132,9 @@ def check(config: SelectConfig) -> None:
         raise UserError(f"select.quality is '{config.quality}'; choose one of {sorted(HIGHER_IS_BETTER)}.")
     if not 0 <= config.drop_quality < 1:
         raise UserError(f"select.drop_quality is {config.drop_quality}; it is a share, from 0 to below 1.")
-    if config.max_refusal is not None and not 0 <= config.max_refusal <= 1:
+    if config.refusal_max is not None and not 0 <= config.refusal_max <= 1:
         raise UserError(
-            f"select.max_refusal is {config.max_refusal}; it is a probability, from 0 to 1 (null switches it off)."
+            f"select.refusal_max is {config.refusal_max}; it is a probability, from 0 to 1 (null switches it off)."
         )
 
 

@@ -103,7 +103,7 @@ def population(facts: Facts) -> dict[str, Any]:
     return {
         "text": (
             f"Two scores place every record: how likely its answer is a refusal, and its quality ({QUALITY[quality]}). "
-            f"A refusal score above {number(settings['max_refusal'])} drops a record, and of each component the worst "
+            f"A refusal score above {number(settings['refusal_max'])} drops a record, and of each component the worst "
             f"{percent(settings['drop_quality'])} by quality go, among those that the other rules left."
         ),
         "table": table(

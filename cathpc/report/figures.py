@@ -117,12 +117,12 @@ def _population(facts: Facts, table: pa.Table, folder: Path, max_points: int) ->
     plots.population_plane(
         axes, top, right, refusal=floats(shown["refusal"]), quality=floats(shown[settings["quality"]]),
         component=shown["component"].to_pylist(), kept=np.array(shown["kept"].to_pylist(), dtype=bool),
-        max_refusal=settings["max_refusal"], quality_cuts=cuts, quality_name=QUALITY_AXES[settings["quality"]],
+        refusal_max=settings["refusal_max"], quality_cuts=cuts, quality_name=QUALITY_AXES[settings["quality"]],
     )  # fmt: skip
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(max(len(labels), 1), 6), markerscale=1.6)
     refused = (
-        _share(pc.greater(table["refusal"], settings["max_refusal"])) if settings["max_refusal"] is not None else 0.0
+        _share(pc.greater(table["refusal"], settings["refusal_max"])) if settings["refusal_max"] is not None else 0.0
     )
     drawn = (
         f"{shown.num_rows:,} of {table.num_rows:,} records, chosen by a hash of their ids"
@@ -131,7 +131,7 @@ def _population(facts: Facts, table: pa.Table, folder: Path, max_points: int) ->
     )
     alt = (
         f"Scatter plot of {drawn}: refusal score against {settings['quality']}, coloured by component. "
-        f"{percent(refused)} lie right of the refusal cut {number(settings['max_refusal'])}. Quality cuts: "
+        f"{percent(refused)} lie right of the refusal cut {number(settings['refusal_max'])}. Quality cuts: "
         + (", ".join(f"{name} {number(cut)}" for name, cut in sorted(cuts.items())) or "none") + "."
     )  # fmt: skip
     caption = (

@@ -118,13 +118,13 @@ def population_plane(
     quality: ArrayLike,
     component: Sequence[str],
     kept: ArrayLike,
-    max_refusal: float | None,
+    refusal_max: float | None,
     quality_cuts: Mapping[str, float],
     quality_name: str,
 ) -> tuple[Axes, Axes, Axes]:
     """Each scored record by its refusal score (x, 0..1) and its quality (y), with the marginals and the cuts.
 
-    Filled marks were kept, hollow ones dropped. `max_refusal` is drawn as a vertical line; `quality_cuts` holds the
+    Filled marks were kept, hollow ones dropped. `refusal_max` is drawn as a vertical line; `quality_cuts` holds the
     threshold of each component, drawn as horizontal lines in the component's colour. `top` and `right` are axes that
     share x and y with `axes`. Refusal scores pile up near 0 and 1, so x is a logit scale, clipped at 0.001 and 0.999.
     """
@@ -157,9 +157,9 @@ def population_plane(
         right.hist(y[mine], bins=edges_y, histtype="step", color=colour, linewidth=1.2, orientation="horizontal")
         if name in quality_cuts:
             axes.axhline(quality_cuts[name], color=colour, linestyle="--", linewidth=1.1, label="_cut")
-    if max_refusal is not None:
-        axes.axvline(max_refusal, color=INK, linestyle="--", linewidth=1.1, label="_cut")
-        top.axvline(max_refusal, color=INK, linestyle="--", linewidth=1.1)
+    if refusal_max is not None:
+        axes.axvline(refusal_max, color=INK, linestyle="--", linewidth=1.1, label="_cut")
+        top.axvline(refusal_max, color=INK, linestyle="--", linewidth=1.1)
     axes.set_xlim(0.0008, 0.9992)
     axes.xaxis.set_major_locator(FixedLocator([0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

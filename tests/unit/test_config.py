@@ -56,7 +56,7 @@ def test_cat70b_is_four_epochs_on_two_nodes_of_eight_a100_for_fourteen_days() ->
         ("train.attention=flash", ["train.attention is flash", "sdpa"]),
         ("train.zero_stage=4", ["train.zero_stage is 4", "1, 2, 3"]),
         ("select.quality=length", ["select.quality is length", "contrast, perplexity"]),
-        ("select.max_refusal=20", ["select.max_refusal is 20", "0..1"]),
+        ("select.refusal_max=20", ["select.refusal_max is 20", "0..1"]),
         ("model=llama9", ["model/llama9", "llama3_70b"]),
         ("model.base=''", ["model.base is empty", "Hub id"]),
         ("name='a b'", ["name is 'a b'"]),

@@ -108,7 +108,7 @@ def test_figures_on_the_page_are_those_of_the_run(run: tuple[Path, dict[str, Pat
     flat = " ".join(page.text.split())
     for rule in ("status", "refusal", "cot short", "health short", "quality"):
         assert rule in flat
-    assert "max_refusal: 0.2" in flat
+    assert "refusal_max: 0.2" in flat
     assert "Tuned minus base is +45 percentage points" in flat
 
 

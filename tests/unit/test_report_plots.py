@@ -47,7 +47,7 @@ def plane(quality: list[float], **changed: object) -> tuple[Axes, Axes, Axes]:
     top, right = figure.add_subplot(grid[0, 0], sharex=main), figure.add_subplot(grid[1, 1], sharey=main)
     options = {
         "refusal": [0.01, 0.5, 0.9, 0.0], "component": ["general", "general", "health", "health"],
-        "kept": [True, False, False, True], "max_refusal": 0.2, "quality_cuts": {"general": 0.1, "health": 0.2},
+        "kept": [True, False, False, True], "refusal_max": 0.2, "quality_cuts": {"general": 0.1, "health": 0.2},
         "quality_name": "contrast",
     }  # fmt: skip
     plots.population_plane(main, top, right, quality=quality, **(options | changed))  # type: ignore[arg-type]
@@ -65,7 +65,7 @@ def test_plane_draws_every_record_once_and_the_cuts() -> None:
 
 
 def test_plane_of_one_record_and_of_none_is_drawn() -> None:
-    main, _, _ = plane([0.3], refusal=[0.1], component=["other"], kept=[True], max_refusal=None, quality_cuts={})
+    main, _, _ = plane([0.3], refusal=[0.1], component=["other"], kept=[True], refusal_max=None, quality_cuts={})
     assert len(main.collections[0].get_offsets()) == 1 and not vertical_lines(main)
     main, _, _ = plane([], refusal=[], component=[], kept=[], quality_cuts={})
     assert not main.collections

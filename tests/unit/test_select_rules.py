@@ -171,7 +171,7 @@ def test_rules_that_are_switched_off_drop_nothing(tmp_path: Path) -> None:
     case = Case(tmp_path, [(record("odd", "health"), odd)])
     case.run(
         languages=[],
-        max_refusal=None,
+        refusal_max=None,
         min_answer_tokens=0,
         max_answer_tokens=0,
         health_min_tokens=0,
@@ -183,11 +183,11 @@ def test_rules_that_are_switched_off_drop_nothing(tmp_path: Path) -> None:
 def test_nothing_kept_names_the_rule_that_emptied_it(tmp_path: Path) -> None:
     rows = [(record("a"), score("a", language="de")), (record("b"), score("b", refusal=0.4))]
     case = Case(tmp_path, rows)
-    with pytest.raises(UserError, match=r"rule 'refusal' .*0\.4.*select\.max_refusal is 0\.2"):
+    with pytest.raises(UserError, match=r"rule 'refusal' .*0\.4.*select\.refusal_max is 0\.2"):
         case.run()
 
 
-@pytest.mark.parametrize("settings", [{"quality": "beauty"}, {"drop_quality": 1.0}, {"max_refusal": 20.0}])
+@pytest.mark.parametrize("settings", [{"quality": "beauty"}, {"drop_quality": 1.0}, {"refusal_max": 20.0}])
 def test_settings_without_sense_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
     case = Case(tmp_path, [(record("a"), score("a"))])
     with pytest.raises(UserError, match=f"select.{next(iter(settings))}"):
