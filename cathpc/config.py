@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -136,6 +137,8 @@ def compose(overrides: list[str]) -> Config:
             + ", ".join(f"+experiment={c}" for c in choices("experiment"))
             + "\n  for example: python -m cathpc +experiment=demo"
         )
+    if sweep := next((o for o in overrides if _sweep_name(o) is not None), ""):
+        raise UserError(f"{sweep} makes a grid of runs, which needs -m: python -m cathpc -m {' '.join(overrides)}")
     overrides = [f"+{o}" if o.startswith("experiment=") else o for o in overrides]
     if own := own_conf_dir():
         overrides = [*overrides, f"hydra.searchpath=['file://{own}']"]
@@ -172,35 +175,67 @@ def expand(overrides: list[str]) -> list[list[str]]:
     """The grid of a multirun: one list of overrides for every combination of the swept values ('train.lr=1e-5,2e-5').
 
     Hydra's grammar parses the sweeps; the order is that of Hydra's basic sweeper. `+sweep=NAME` adds the overrides of
-    `conf/sweep/NAME.yaml`.
+    `conf/sweep/NAME.yaml`. Raises `UserError` for a sweep without values and for a swept key that is given twice.
     """
     import itertools
 
-    import yaml
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     plain: list[str] = []
     for text in overrides:
-        key, _, value = text.partition("=")
-        if key.lstrip("+") != "sweep":
-            plain.append(text)
-            continue
-        if value not in choices("sweep"):
-            raise UserError(f"there is no sweep {value!r}. Valid: {', '.join(choices('sweep'))}")
-        grid = yaml.safe_load((conf_dir() / "sweep" / f"{value}.yaml").read_text())
-        plain += [f"{k}={v}" for k, v in grid.items()]
+        name = _sweep_name(text)
+        plain += [text] if name is None else _sweep(name)
     try:
         parsed = OverridesParser.create().parse_overrides(plain)
     except HydraException as error:
         raise UserError(_explain(error)) from None
-    axes = [
-        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-        if o.is_sweep_override()
-        else [o.input_line or ""]
-        for o in parsed
-    ]
+    keys = [o.get_key_element().lstrip("+") for o in parsed]
+    axes = []
+    for key, override in zip(keys, parsed, strict=True):
+        if not override.is_sweep_override():
+            axes.append([override.input_line or ""])
+            continue
+        if keys.count(key) > 1:  # the later one would win, in runs that differ by name alone
+            raise UserError(f"{key} is swept and given once more: {override.input_line}. Leave out one of the two")
+        axes.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        if not axes[-1]:
+            raise UserError(f"{override.input_line} sweeps over no value. Give some: {key}=VALUE,VALUE")
     return [list(combination) for combination in itertools.product(*axes)]
+
+
+def _sweep_name(override: str) -> str | None:
+    """NAME of '+sweep=NAME', or None for any other override."""
+    key, _, value = override.partition("=")
+    return value if key.lstrip("+") == "sweep" else None
+
+
+def _sweep(name: str) -> list[str]:
+    """The overrides of `sweep/NAME.yaml`: 'train.lr: 1e-5,3e-5' as on the command line, or a list of values."""
+    import yaml
+
+    found = [f for d in (conf_dir(), own_conf_dir()) if d and (f := d / "sweep" / f"{name}.yaml").is_file()]
+    if not found:
+        raise UserError(f"there is no sweep {name!r}. Valid: {', '.join(choices('sweep'))}")
+    try:
+        grid = yaml.safe_load(found[0].read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{found[0]} is not YAML: {error}") from None
+    expected = "Expected lines of the form 'train.lr: 1e-5,3e-5'"
+    if not isinstance(grid, dict) or not grid:
+        raise UserError(f"{found[0]} holds no sweep. {expected}")
+    overrides = []
+    for key, values in grid.items():
+        if isinstance(values, dict) or values in (None, "", []):
+            raise UserError(f"{found[0]}: {key} is {values!r}, not values to sweep over. {expected}")
+        # JSON for null, true and false; a number or a text stands as it is.
+        texts = [json.dumps(v) if v is None or isinstance(v, bool) else str(v) for v in _listed(values)]
+        overrides.append(f"{key}={','.join(texts)}")
+    return overrides
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _explain(error: Exception) -> str:
