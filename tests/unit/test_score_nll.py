@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +20,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cathpc.data import score
+from cathpc import shards
+from cathpc.broken import Broken
+from cathpc.data import likelihood, score
 from cathpc.errors import DataError
 from cathpc.models.config import Dtype, RefusalConfig, ScoreConfig, TemplateConfig
 from cathpc.models.refusal import Labelled, fit, save
 from cathpc.models.source import prepare
 from cathpc.models.template import Template
-from cathpc.record import RECORD_SCHEMA, SCORE_SCHEMA, Record
+from cathpc.record import RECORD_SCHEMA, SCORE_SCHEMA, Record, Score
 
 TEMPLATE = TemplateConfig(
     renames={"<|reserved_special_token_0|>": "<|im_start|>", "<|reserved_special_token_1|>": "<|im_end|>"},
@@ -48,9 +56,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def models(inputs: dict[str, Path]) -> score.ScoringModels:
+def models(inputs: dict[str, Path]) -> likelihood.ScoringModels:
     config = ScoreConfig(dtype=Dtype.float32, window=400)
-    return score.ScoringModels.load(config, **inputs)
+    return likelihood.ScoringModels.load(config, **inputs)
 
 
 def record(key: int, words: int = 8, turns: int = 1) -> Record:
@@ -73,9 +81,9 @@ def plain_nll(folder: Path, messages: list[dict[str, str]]) -> float:
 
 
 def test_likelihoods_equal_a_plain_loop_over_single_records(
-    inputs: dict[str, Path], models: score.ScoringModels
+    inputs: dict[str, Path], models: likelihood.ScoringModels
 ) -> None:
-    scores = score.score_records(RECORDS, models)
+    scores = likelihood.score_records(RECORDS, models)
     assert [s.id for s in scores] == [r.id for r in RECORDS]
     for got, row in list(zip(scores, RECORDS, strict=True))[:8]:
         assert got.status == "ok"
@@ -86,10 +94,10 @@ def test_likelihoods_equal_a_plain_loop_over_single_records(
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
-def test_a_score_does_not_depend_on_its_batch(models: score.ScoringModels, batch_tokens: int) -> None:
-    together = score.score_records(RECORDS[::-1], replace(models, batch_tokens=batch_tokens))[::-1]
+def test_a_score_does_not_depend_on_its_batch(models: likelihood.ScoringModels, batch_tokens: int) -> None:
+    together = likelihood.score_records(RECORDS[::-1], replace(models, batch_tokens=batch_tokens))[::-1]
     for one, row in zip(together, RECORDS, strict=True):
-        (alone,) = score.score_records([row], models)
+        (alone,) = likelihood.score_records([row], models)
         assert one.nll == pytest.approx(alone.nll, abs=1e-5)
         assert one.pool_nll == pytest.approx(alone.pool_nll, abs=1e-5)
         assert one.refusal == pytest.approx(alone.refusal, abs=1e-5)
@@ -99,32 +107,32 @@ def test_a_score_does_not_depend_on_its_batch(models: score.ScoringModels, batch
         }
 
 
-def test_only_answers_count_and_the_last_turn_is_measured(models: score.ScoringModels) -> None:
+def test_only_answers_count_and_the_last_turn_is_measured(models: likelihood.ScoringModels) -> None:
     row = record(3, words=5, turns=2)
-    (got,) = score.score_records([row], models)
+    (got,) = likelihood.score_records([row], models)
     ids, mask = models.template.encode(row.messages)
     assert got.tokens == len(ids)
     assert got.answer_tokens == sum(mask) // 2 - 1, "two equal answers, each with a stop token"
 
 
-def test_the_full_logits_never_exist(models: score.ScoringModels, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_full_logits_never_exist(models: likelihood.ScoringModels, monkeypatch: pytest.MonkeyPatch) -> None:
     head, seen = models.reference.get_output_embeddings(), []
     hook = head.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
     long = record(1, words=5)
     long.messages[0]["content"] = " ".join(WORDS * 6)
-    (got,) = score.score_records([long], models)
+    (got,) = likelihood.score_records([long], models)
     hook.remove()
     assert sum(seen) == got.answer_tokens + 1
 
 
-def test_the_most_refusing_turn_decides(models: score.ScoringModels) -> None:
+def test_the_most_refusing_turn_decides(models: likelihood.ScoringModels) -> None:
     texts = ["yes of course", "no"]
     both = [
         {"role": "user", "content": "q"}, {"role": "assistant", "content": texts[0]},
         {"role": "user", "content": "q"}, {"role": "assistant", "content": texts[1]},
     ]  # fmt: skip
     rows = [Record("a", "s", "general", both), Record("b", "s", "general", both[2:] + both[:2])]
-    first, second = score.score_records(rows, models)
+    first, second = likelihood.score_records(rows, models)
     most = max(models.refusal.predict([("q", t) for t in texts]))
     assert first.refusal == pytest.approx(most, abs=1e-6) == second.refusal
 
@@ -144,20 +152,20 @@ def test_the_most_refusing_turn_decides(models: score.ScoringModels) -> None:
     ],
 )
 def test_an_unusable_record_gets_a_status_and_spares_the_others(
-    models: score.ScoringModels, messages: Any, status: str
+    models: likelihood.ScoringModels, messages: Any, status: str
 ) -> None:
-    bad, good = score.score_records([Record("bad", "s", "general", messages), record(1)], models)
+    bad, good = likelihood.score_records([Record("bad", "s", "general", messages), record(1)], models)
     assert (bad.status, good.status) == (status, "ok")
     figures = {k: v for k, v in asdict(bad).items() if k not in ("id", "status", "tokens", "answer_tokens")}
     assert set(figures.values()) == {None}
 
 
 def test_a_likelihood_that_is_not_finite_is_a_broken_record(
-    models: score.ScoringModels, inputs: dict[str, Path]
+    models: likelihood.ScoringModels, inputs: dict[str, Path]
 ) -> None:
     pool = AutoModelForCausalLM.from_pretrained(inputs["pool"] / "model").eval()
     pool.get_output_embeddings().weight.data.fill_(math.nan)
-    (got,) = score.score_records([record(1)], replace(models, pool=pool))
+    (got,) = likelihood.score_records([record(1)], replace(models, pool=pool))
     assert got.status == "broken" and got.nll is None and got.contrast is None
 
 
@@ -200,15 +208,15 @@ def test_after_a_kill_only_missing_shards_are_scored(
     all_inputs = {**inputs, "pull": pulled(tmp_path / "pull", RECORDS, 8)}
     out = tmp_path / "out"
     out.mkdir()
-    score.run_shards(CONFIG, all_inputs, out, [0, 2])
-    torn = out / "scores" / ".scores-00001.parquet.tmp"
+    score.work(CONFIG, all_inputs, out, [0, 2])
+    torn = out / "scores" / ".scores-00001.elsewhere.4711.tmp"
     torn.write_bytes(b"half a shard")  # what a kill in the middle of writing leaves
     before = {p.name: p.stat().st_mtime_ns for p in (out / "scores").glob("scores-*")}
     assert sorted(before) == ["scores-00000.parquet", "scores-00002.parquet"]
 
     asked: list[str] = []
-    original = score.score_records
-    monkeypatch.setattr(score, "score_records", lambda r, m, f: asked.extend(x.id for x in r) or original(r, m, f))
+    original = likelihood.score_records
+    monkeypatch.setattr(likelihood, "score_records", lambda r, m, f: asked.extend(x.id for x in r) or original(r, m, f))
     score.run(CONFIG, all_inputs, out)
     assert asked == [r.id for r in RECORDS[8:16]]
     assert [row["id"] for row in scored(out)] == [r.id for r in RECORDS]
@@ -225,17 +233,125 @@ def test_scores_of_records_that_were_pulled_anew_are_replaced(tmp_path: Path, in
 
 
 def test_a_torn_record_shard_is_named(tmp_path: Path, inputs: dict[str, Path]) -> None:
-    pull = pulled(tmp_path / "pull", RECORDS[:4], 8)
+    pull = pulled(tmp_path / "pull", RECORDS[:16], 8)
     path = pull / "records" / "records-00000.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(DataError, match="records-00000"):
         score.run(CONFIG, {**inputs, "pull": pull}, out)
+    assert list(shards.done(out)) == [1], "the others are scored"
 
 
-def test_bfloat16_stays_near_float32(inputs: dict[str, Path], models: score.ScoringModels) -> None:
-    half = score.ScoringModels.load(ScoreConfig(dtype=Dtype.bfloat16, window=400), **inputs)
-    for got, exact in zip(score.score_records(RECORDS, half), score.score_records(RECORDS, models), strict=True):
+def poisoned(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """Make the refusal classifier raise on answers that hold one of `words`."""
+    real = likelihood.RefusalModel.predict
+
+    def predict(self: Any, turns: list[tuple[str, str]], **options: Any) -> Any:
+        if any(word in answer for _, answer in turns for word in words):
+            raise IndexError("index out of range in self")
+        return real(self, turns, **options)
+
+    monkeypatch.setattr(likelihood.RefusalModel, "predict", predict)
+
+
+def with_words(*places: int) -> list[Record]:
+    """The records, with a word of poison in the answers at `places`."""
+    rows = [Record(r.id, r.source, r.component, [dict(m) for m in r.messages]) for r in RECORDS]
+    for place in places:
+        rows[place].messages[-1]["content"] += " poison"
+    return rows
+
+
+def test_a_record_that_breaks_scoring_is_broken_and_the_others_are_scored(
+    tmp_path: Path, inputs: dict[str, Path], models: likelihood.ScoringModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poisoned(monkeypatch, "poison")
+    rows = with_words(3, 17)
+    all_inputs, out = {**inputs, "pull": pulled(tmp_path / "pull", rows, 12)}, tmp_path / "out"
+    out.mkdir()
+    summary = score.run(CONFIG, all_inputs, out)
+    assert summary["statuses"] == {"ok": 22, "broken": 2} and "2 broken" in summary["line"]
+    for i, (got, row) in enumerate(zip(scored(out), rows, strict=True)):
+        assert got["id"] == row.id and got["status"] == ("broken" if i in (3, 17) else "ok")
+        if i in (0, 23):
+            assert got["nll"] == pytest.approx(plain_nll(inputs["reference"], row.messages), abs=1e-5)
+    assert shards.done(out)[1]["broken"] == {"r17": "IndexError: index out of range in self"}
+
+
+def test_where_all_records_break_the_shard_has_failed(
+    tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poisoned(monkeypatch, "")
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(DataError, match=r"1 of 1 shards are not done.*24 of 24 rows break.*IndexError"):
+        score.run(CONFIG, {**inputs, "pull": pulled(tmp_path / "pull", RECORDS, 100)}, out)
+
+
+REAL = score.scorer
+
+
+def deadly(*job: Any) -> Callable[[Sequence[Record]], list[Score | Broken]]:
+    """A scorer whose process is killed by a record with the word poison in it."""
+    score_these = REAL(*job)
+
+    def work(records: Sequence[Record]) -> list[Score | Broken]:
+        if any("poison" in r.messages[-1]["content"] for r in records):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return score_these(records)
+
+    return work
+
+
+def test_a_record_that_killed_a_process_is_found_by_the_next_one(
+    tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = with_words(1)[:4]
+    all_inputs, out = {**inputs, "pull": pulled(tmp_path / "pull", rows, 4)}, tmp_path / "out"
+    (out / shards.FOLDER).mkdir(parents=True)
+    (out / shards.FOLDER / "00000.running.json").write_text(json.dumps({"tries": 1}))  # what the first one leaves
+    monkeypatch.setattr(score, "scorer", deadly)
+    summary = score.run(CONFIG, all_inputs, out)
+    assert [row["status"] for row in scored(out)] == ["ok", "broken", "ok", "ok"]
+    assert summary["records"] == 4 and "exit code -9" in shards.done(out)[0]["broken"]["r1"]
+
+
+def test_tasks_that_share_the_shards_write_what_one_process_writes(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    all_inputs = {**inputs, "pull": pulled(tmp_path / "pull", RECORDS, 5)}
+    files = []
+    for width in (1, 3):
+        out = tmp_path / str(width)
+        out.mkdir()
+        for task in range(width):
+            score.work(CONFIG, all_inputs, out, range(score.count(CONFIG, all_inputs))[task::width])
+        summary = score.finish(CONFIG, all_inputs, out)
+        assert summary["records"] == 24 and summary["tokens"] == sum(row["tokens"] for row in scored(out))
+        files.append({p.name: p.read_bytes() for p in (out / "scores").iterdir()})
+    assert files[0] == files[1] and len(files[0]) == 5
+
+
+def test_the_stage_is_not_finished_while_a_shard_is_missing(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    all_inputs, out = {**inputs, "pull": pulled(tmp_path / "pull", RECORDS, 8)}, tmp_path / "out"
+    out.mkdir()
+    score.work(CONFIG, all_inputs, out, [0, 2])
+    with pytest.raises(DataError, match=r"1 missing \(1\)"):
+        score.finish(CONFIG, all_inputs, out)
+    score.work(CONFIG, all_inputs, out, [1])
+    (out / "scores" / "scores-00002.parquet").unlink()
+    with pytest.raises(DataError, match=r"1 missing \(2\)"):
+        score.finish(CONFIG, all_inputs, out)
+
+
+def test_counting_and_finishing_need_no_torch() -> None:
+    code = "import sys, cathpc.data.score as s; s.count, s.work, s.finish; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_bfloat16_stays_near_float32(inputs: dict[str, Path], models: likelihood.ScoringModels) -> None:
+    half = likelihood.ScoringModels.load(ScoreConfig(dtype=Dtype.bfloat16, window=400), **inputs)
+    for got, exact in zip(
+        likelihood.score_records(RECORDS, half), likelihood.score_records(RECORDS, models), strict=True
+    ):
         assert got.nll == pytest.approx(exact.nll, abs=0.05)
         assert got.refusal == pytest.approx(exact.refusal, abs=1e-5)
