@@ -37,6 +37,7 @@ _RANGES: tuple[_Rule, ...] = (
     ("select.drop_quality", lambda v: 0 <= v < 1, "must lie in 0..1"),
     ("select.max_records", lambda v: v is None or v > 0, "must be greater than 0, or null"),
     ("select.quality", lambda v: v in ("contrast", "perplexity"), "must be one of: contrast, perplexity"),
+    ("cards.shard_records", lambda v: v > 0, _POSITIVE),
     ("cards.max_new_tokens", lambda v: v > 0, _POSITIVE),
     ("cards.attempts", lambda v: v > 0, _POSITIVE),
     ("cards.max_rules", lambda v: v > 0, _POSITIVE),

@@ -1,7 +1,7 @@
 """Drafts that were paid for once: an append-only file of JSON lines, one batch an fsync.
 
 In: drafts. Out: the same after any kill, but for the batch that was being written. Memory grows with the drafts (about
-400 bytes each).
+400 bytes each). Each shard has a file of its own.
 """
 
 from __future__ import annotations

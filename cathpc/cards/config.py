@@ -26,6 +26,8 @@ class CardsConfig:
     """Chat template of the writer."""
     layout: str = ""
     """Jinja file that turns a card into the system message; '' is the one that ships with cathpc."""
+    shard_records: int = 2048
+    """Records a shard: what is worked on, kept in memory and done again as one; batches of like length lie within."""
     max_new_tokens: int = 160
     attempts: int = 2
     """Cards written for one record at most: the first that passes its checks is taken, else the plain card."""

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cathpc.cards import prompt, stage
+from cathpc import shards
+from cathpc.cards import prompt, stage, verify
 from cathpc.cards.cache import Drafts
 from cathpc.cards.config import CardsConfig
 from cathpc.cards.rules import Rule
 from cathpc.cards.writer import Draft, TransformersWriter
-from cathpc.errors import UserError
+from cathpc.errors import DataError, UserError
 from cathpc.evaluate import generate
 from cathpc.models.config import Dtype
 from cathpc.models.template import Template
@@ -65,9 +71,13 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
     return {"select": folder}
 
 
+def whole_config(cards: CardsConfig, cache: Path) -> Any:
+    return SimpleNamespace(cards=cards, paths=SimpleNamespace(cache=str(cache)))
+
+
 def run(config: CardsConfig, inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
-    return stage.run(SimpleNamespace(cards=config, paths=SimpleNamespace(cache=str(cache))), inputs, out)  # type: ignore[arg-type]
+    return stage.run(whole_config(config, cache), inputs, out)
 
 
 def outputs(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -145,14 +155,14 @@ def test_a_killed_run_loses_at_most_one_batch(
         with pytest.raises(KeyboardInterrupt):
             run(TINY, inputs, tmp_path / "killed", model_cache)
     assert not (tmp_path / "killed" / "carded.parquet").exists()
-    with (tmp_path / "killed" / "cache" / "drafts.jsonl").open("ab") as torn:
+    with (tmp_path / "killed" / "cache" / "drafts-00000.jsonl").open("ab") as torn:
         torn.write(b'{"key": "half a li')
     with monkeypatch.context() as patch:
         sizes = counted(patch)
         run(TINY, inputs, tmp_path / "killed", model_cache)
         assert len(sizes) <= batches - 1
     assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
-    drafts = (tmp_path / "killed" / "cache" / "drafts.jsonl").read_text().splitlines()
+    drafts = (tmp_path / "killed" / "cache" / "drafts-00000.jsonl").read_text().splitlines()
     keys = [json.loads(line)["key"] for line in drafts]
     assert len(keys) == len(set(keys))
 
@@ -161,6 +171,166 @@ def test_batch_size_changes_no_card(inputs: dict[str, Path], tmp_path: Path, mod
     run(TINY, inputs, tmp_path / "two", model_cache)
     run(replace(TINY, batch_size=5), inputs, tmp_path / "five", model_cache)
     assert outputs(tmp_path / "two") == outputs(tmp_path / "five")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
+def test_shards_change_no_card(inputs: dict[str, Path], tmp_path: Path, size: int) -> None:
+    whole, parts = run(CardsConfig(), inputs, tmp_path / "whole", tmp_path), tmp_path / "parts"
+    assert run(CardsConfig(shard_records=size), inputs, parts, tmp_path) == whole
+    assert outputs(parts) == outputs(tmp_path / "whole")
+    assert len(shards.done(parts)) == -(-5 // size)
+    assert not (parts / "parts").exists()
+
+
+def test_shards_of_written_cards_have_a_cache_each_and_change_no_card(
+    inputs: dict[str, Path], tmp_path: Path, model_cache: Path
+) -> None:
+    run(TINY, inputs, tmp_path / "whole", model_cache)
+    run(replace(TINY, shard_records=2), inputs, tmp_path / "parts", model_cache)
+    assert outputs(tmp_path / "parts") == outputs(tmp_path / "whole")
+    caches = {p.name for p in (tmp_path / "parts" / "cache").iterdir()}
+    assert caches == {f"drafts-0000{n}.jsonl" for n in range(3)}
+
+
+def test_a_shard_reads_its_rows_whatever_the_row_groups_are(tmp_path: Path) -> None:
+    rows = [record(i, "general", ("user", f"Question {i}"), ("assistant", f"Answer {i}.")) for i in range(23)]
+    table = pa.Table.from_pylist([r.row() for r in rows], RECORD_SCHEMA)
+    for groups in (1, 4, 7, 100):
+        pq.write_table(table, tmp_path / "kept.parquet", row_group_size=groups)
+        source = pq.ParquetFile(tmp_path / "kept.parquet")
+        found = [row for first in range(0, 23, 5) for row in stage._rows(source, first, 5)]
+        assert found == table.to_pylist()
+
+
+def test_tasks_that_share_the_shards_write_what_one_process_writes(inputs: dict[str, Path], tmp_path: Path) -> None:
+    config = whole_config(CardsConfig(shard_records=1), tmp_path)
+    files = []
+    for width in (1, 2, 7):
+        out = tmp_path / str(width)
+        out.mkdir()
+        for task in range(width):
+            stage.work(config, inputs, out, range(stage.count(config, inputs))[task::width])
+        summary = stage.finish(config, inputs, out)
+        files.append([(out / name).read_bytes() for name in ("carded.parquet", "cards.jsonl")] + [summary])
+    assert files[0] == files[1] == files[2]
+
+
+def test_the_stage_is_not_finished_while_a_shard_or_its_part_is_missing(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    config, out = whole_config(CardsConfig(shard_records=2), tmp_path), tmp_path / "out"
+    out.mkdir()
+    stage.work(config, inputs, out, [0, 2])
+    with pytest.raises(DataError, match=r"1 missing \(1\)"):
+        stage.finish(config, inputs, out)
+    stage.work(config, inputs, out, [1])
+    (out / "parts" / "cards-00002.jsonl").unlink()
+    with pytest.raises(DataError, match=r"1 missing \(2\)"):
+        stage.finish(config, inputs, out)
+    assert not (out / "cards.jsonl").exists()
+    stage.work(config, inputs, out, [0, 1, 2])
+    assert stage.finish(config, inputs, out)["records"] == 5
+
+
+def test_a_kill_while_the_parts_are_joined_or_removed_loses_nothing(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CardsConfig(shard_records=2)
+    summary = run(config, inputs, tmp_path / "whole", tmp_path)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("copyfileobj", "rmtree"):
+        with monkeypatch.context() as patch:
+            patch.setattr(stage.shutil, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                run(config, inputs, tmp_path / name, tmp_path)
+        assert (tmp_path / name / "cards.jsonl").exists() == (name == "rmtree")
+        next((tmp_path / name / "parts").glob("carded-00001.*")).unlink()
+        assert run(config, inputs, tmp_path / name, tmp_path) == summary
+        assert outputs(tmp_path / name) == outputs(tmp_path / "whole")
+        assert not (tmp_path / name / "parts").exists()
+
+
+def test_a_record_that_breaks_the_checks_gets_a_plain_card_that_says_so(
+    inputs: dict[str, Path], tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = verify.verify
+
+    def broken(written: verify.Written) -> dict[str, str]:
+        if "knee" in written.messages[0]["content"]:
+            raise RecursionError("too deep")
+        return real(written)
+
+    monkeypatch.setattr(verify, "verify", broken)
+    summary = run(TINY, inputs, tmp_path / "out", model_cache)
+    rows, cards = outputs(tmp_path / "out")
+    assert [c["id"] for c in cards] == [r["id"] for r in rows] == [r.id for r in RECORDS]
+    assert cards[1]["verdict"] == "plain" and cards[1]["checks"] == {"crash": "RecursionError: too deep"}
+    assert rows[1]["messages"][0]["content"].startswith("You are a doctor")
+    assert summary["refused_by_check"]["crash"] == 1
+    assert not any("crash" in c["checks"] for c in cards[:1] + cards[2:])
+
+
+def test_a_record_that_breaks_the_rules_keeps_its_own_system_prompt(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stage.extract
+
+    def broken(answers: list[str], limit: int) -> list[Rule]:
+        if "Step in" in answers[0]:
+            raise ValueError("no rule for this")
+        return real(answers, limit)
+
+    monkeypatch.setattr(stage, "extract", broken)
+    summary = run(CardsConfig(), inputs, tmp_path / "out", tmp_path)
+    rows, cards = outputs(tmp_path / "out")
+    assert cards[2]["verdict"] == "given" and cards[2]["checks"] == {"crash": "ValueError: no rule for this"}
+    assert rows[2]["messages"][0]["content"].startswith("You are Sol, a ferryman.")
+    assert summary["refused_by_check"] == {"crash": 1} and summary["verdicts"] == {"plain": 4, "given": 1}
+
+
+REAL = stage.carder
+
+
+def deadly(*job: Any) -> Callable[[Sequence[dict[str, Any]]], list[stage.Outcome]]:
+    """Cards whose process is killed by the record of the cat."""
+    card = REAL(*job)
+
+    def work(rows: Sequence[dict[str, Any]]) -> list[stage.Outcome]:
+        if any("You are a cat." in row["messages"][0]["content"] for row in rows):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return card(rows)
+
+    return work
+
+
+def test_a_record_that_killed_a_process_gets_a_plain_card(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "out" / shards.FOLDER / "00000.running.json"
+    marker.parent.mkdir(parents=True)
+    marker.write_text(json.dumps({"tries": 1}))  # what the process that died leaves
+    monkeypatch.setattr(stage, "carder", deadly)
+    run(CardsConfig(), inputs, tmp_path / "out", tmp_path)
+    _, cards = outputs(tmp_path / "out")
+    assert [list(c["checks"]) for c in cards] == [[], [], [], ["crash"], []]
+    assert "exit code -9" in cards[3]["checks"]["crash"] and cards[0]["rules"]
+
+
+def test_plain_cards_need_no_torch(inputs: dict[str, Path], tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from types import SimpleNamespace as N\n"
+        "from cathpc.cards import stage; from cathpc.cards.config import CardsConfig\n"
+        "select, out = map(Path, sys.argv[1:])\n"
+        "stage.run(N(cards=CardsConfig(), paths=N(cache='.')), {'select': select}, out)\n"
+        "sys.exit(sorted({'torch', 'transformers'} & set(sys.modules)) or None)"
+    )
+    (tmp_path / "out").mkdir()
+    result = subprocess.run([sys.executable, "-c", code, inputs["select"], tmp_path / "out"], capture_output=True)
+    assert result.returncode == 0, result.stderr
+    assert len(outputs(tmp_path / "out")[1]) == 5
 
 
 def test_key_follows_record_prompt_and_sampling(model_cache: Path) -> None:
