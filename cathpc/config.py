@@ -53,6 +53,8 @@ class Config:
 
     name: str = ""
     """Name of the experiment."""
+    dry_run: bool = False
+    """Print the jobs that would be submitted, in full, and submit none."""
     paths: PathsConfig = field(default_factory=PathsConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -69,7 +71,7 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
-SECTIONS = tuple(f.name for f in fields(Config) if f.name != "name")
+SECTIONS = tuple(f.name for f in fields(Config) if f.name not in ("name", "dry_run"))
 
 
 class _Undeclared:
@@ -291,7 +293,7 @@ def _unknown_key(path: str, key: str, hints: dict[str, Any]) -> str:
 
 def run_name(config: Config, overrides: list[str]) -> str:
     """Name of the run: the experiment, and a hash of what was overridden, so that the same command is the same run."""
-    others = sorted(o for o in overrides if not o.lstrip("+").startswith("experiment="))
+    others = sorted(o for o in overrides if o.lstrip("+").partition("=")[0] not in ("experiment", "dry_run"))
     if not others:
         return config.name
     return f"{config.name}-{hashlib.sha256(chr(10).join(others).encode()).hexdigest()[:8]}"

@@ -51,12 +51,28 @@ class Stage:
     version: int = 1
     """Raised when the code changes what comes out for the same config and inputs."""
     identity: Callable[[Config], Any] | None = None
+    sharded: bool = False
+    """Whether an array job can share its work: its module then has `count`, `work` and `finish` beside `run`."""
 
     def function(self) -> Callable[..., dict[str, Any]]:
-        """Import and return the stage's function."""
-        module, _, name = self.run.partition(":")
-        function: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
-        return function
+        """Import and return the stage's function: `(config, inputs, output folder) -> summary`."""
+        return self._member(self.run.partition(":")[2])
+
+    def count(self) -> Callable[..., int]:
+        """Of a sharded stage: `(config, inputs) -> number of shards`."""
+        return self._member("count")
+
+    def work(self) -> Callable[..., None]:
+        """Of a sharded stage: `(config, inputs, output folder, shards)` does these shards."""
+        return self._member("work")
+
+    def finish(self) -> Callable[..., dict[str, Any]]:
+        """Of a sharded stage: `(config, inputs, output folder) -> summary` puts the shards together."""
+        return self._member("finish")
+
+    def _member(self, name: str) -> Callable[..., Any]:
+        member: Callable[..., Any] = getattr(importlib.import_module(self.run.partition(":")[0]), name)
+        return member
 
 
 def _file(key: str, path: str, shipped: str) -> str:
@@ -135,6 +151,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "score"),
         does="perplexity, contrast, refusal and reasoning measures of every record",
         share=1.0,
+        sharded=True,
         identity=lambda c: _file("score.lexicon", c.score.lexicon, "lexicon.yaml"),
     ),
     Stage(
@@ -153,6 +170,7 @@ STAGES: tuple[Stage, ...] = (
         does="a system card for every kept record",
         place=Place.accelerator,
         share=1.0,
+        sharded=True,
         identity=lambda c: [
             _model(c, c.cards.model) if c.cards.model else None,
             _file("cards.layout", c.cards.layout, "card.j2"),
@@ -173,6 +191,7 @@ STAGES: tuple[Stage, ...] = (
         does="the fine-tune",
         place=Place.ranks,
         share=1.0,
+        identity=lambda c: c.train.nodes * c.train.ranks_per_node,  # how they lie on nodes changes no result
     ),
     Stage(
         "export",

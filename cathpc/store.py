@@ -12,27 +12,25 @@ checkpoints, count by that file alone and are not read again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cathpc import lease
 from cathpc.config import Config
 from cathpc.errors import ChangedError, UserError
 from cathpc.pipeline import STAGES, Stage
 from cathpc.schema import identity
 
 MANIFEST = "manifest.json"
-CLAIM = "claim.json"
+DISPATCH = ".jobs"
+"""Folder in a stage's folder in which the dispatcher keeps its own files; no attempt empties it."""
 INPUTS = "inputs.json"
-_IGNORED = {MANIFEST, CLAIM, INPUTS, "progress.json"}
+_IGNORED = {MANIFEST, INPUTS, "progress.json"}
 
 
 def digest(value: Any) -> str:
@@ -92,6 +90,11 @@ def _content(path: Path) -> str:
     return f"-> {os.readlink(path)}" if path.is_symlink() else file_hash(path)
 
 
+def _passing(name: str) -> bool:
+    """Whether a file at the top of a stage's folder belongs to the making of it and not to the result."""
+    return name in _IGNORED or name.startswith("error.") or bool(lease.PATTERN.fullmatch(name))
+
+
 def _outputs(folder: Path) -> dict[str, str]:
     """Relative path -> SHA-256 of everything that a stage wrote."""
     found: dict[str, str] = {}
@@ -103,7 +106,7 @@ def _outputs(folder: Path) -> dict[str, str]:
             folders.clear()
             continue
         for name in sorted(files):
-            if not name.startswith(".") and not (here == folder and (name in _IGNORED or name.startswith("error"))):
+            if not name.startswith(".") and not (here == folder and _passing(name)):
                 found[str((here / name).relative_to(folder))] = _content(here / name)
     return found
 
@@ -142,6 +145,13 @@ def places(config: Config, stages: tuple[Stage, ...] = STAGES) -> dict[str, Plac
     return {s.name: Place(s, known[s.name], folders[s.name], {i: folders[i] for i in s.inputs}) for s in stages}
 
 
+def unnamed_places(config: Config, stages: tuple[Stage, ...] = STAGES) -> dict[str, Place]:
+    """Places whose fingerprints cannot be known yet, for a look at what would be submitted."""
+    root = Path(config.paths.store).absolute()
+    folders = {s.name: root / s.name / "unknown" for s in stages}
+    return {s.name: Place(s, "unknown", folders[s.name], {i: folders[i] for i in s.inputs}) for s in stages}
+
+
 def _digests(place: Place) -> dict[str, dict[str, str]]:
     """Fingerprint and digest of each input as it is now."""
     found = {}
@@ -153,8 +163,13 @@ def _digests(place: Place) -> dict[str, dict[str, str]]:
     return found
 
 
+def begun(place: Place) -> bool:
+    """Whether the folder is ready for work on the inputs as they are now."""
+    return read_json(place.folder / INPUTS) == _digests(place) and not (place.folder / MANIFEST).exists()
+
+
 def begin(place: Place) -> dict[str, dict[str, str]]:
-    """Make the folder ready for an attempt by the holder of its claim; returns the inputs that the attempt stands on.
+    """Make the folder ready for an attempt by the holder of its lease; returns the inputs that the attempt stands on.
 
     What an earlier attempt left is kept only if it stood on the same inputs: else a half-scored folder would mix the
     scores of two models. `inputs.json` is removed last, so that a kill in the middle is noticed by the next attempt.
@@ -163,7 +178,7 @@ def begin(place: Place) -> dict[str, dict[str, str]]:
     recorded = read_json(place.folder / INPUTS)
     if (place.folder / MANIFEST).exists() or recorded not in (None, used):
         for path in sorted(place.folder.iterdir(), key=lambda p: (p.name == INPUTS, p.name != MANIFEST)):
-            if path.name == CLAIM:
+            if path.name == DISPATCH or lease.PATTERN.fullmatch(path.name):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -184,7 +199,8 @@ def commit(
 ) -> dict[str, Any]:
     """Write the manifest of a finished stage; from then on the folder is complete.
 
-    Raises `ChangedError` where an input is no longer what `begin` found: it would pass for the new one's result.
+    Raises `ChangedError` where an input is no longer what `begin` found: it would pass for the new one's result; and
+    `FencedError` where the folder has another owner by now.
     """
     from importlib.metadata import PackageNotFoundError, version
 
@@ -195,6 +211,7 @@ def commit(
     outputs = _outputs(place.folder)
     if _digests(place) != used:
         raise ChangedError(f"what {place.stage.name} stands on was made anew while it ran; run the command again")
+    lease.fence(place.folder)
     manifest = {
         "stage": place.stage.name,
         "fingerprint": place.fingerprint,
@@ -211,89 +228,6 @@ def commit(
     write_json(place.folder / MANIFEST, manifest)
     (place.folder / "progress.json").unlink(missing_ok=True)
     return manifest
-
-
-# --- claims ---------------------------------------------------------------------------------------------------------
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _start_ticks(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot; tells a process from a later one with the same id."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    after = stat.rpartition(")")[2].split()
-    return None if after[0] == "Z" else int(after[19])
-
-
-def owner(job: str = "") -> dict[str, Any]:
-    """This process, as a claim names it; `job` is what its ranks have in common."""
-    pid = os.getpid()
-    return {
-        "job": job,
-        "host": socket.gethostname(),
-        "boot": _boot(),
-        "pid": pid,
-        "ticks": _start_ticks(pid),
-        "time": time.time(),
-    }
-
-
-def alive(claim: dict[str, Any]) -> bool:
-    """Whether the owner of a claim may still be at work; one on another machine cannot be asked: alive."""
-    if claim.get("host") != socket.gethostname():
-        return True
-    if claim.get("boot") != _boot():
-        return False
-    return _start_ticks(int(claim["pid"])) == claim.get("ticks")
-
-
-def claimed(folder: Path) -> dict[str, Any] | None:
-    """The live claim on a stage's folder, or None."""
-    claim = read_json(folder / CLAIM)
-    return claim if isinstance(claim, dict) and alive(claim) else None
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a lock beside `folder`, where there are locks; it only spares a race in taking over a dead claim."""
-    with open(folder.with_name(f".{folder.name}.lock"), "a") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def claim(folder: Path, job: str = "") -> Iterator[bool]:
-    """Take the claim on `folder` for this process; False where a live owner holds it; a dead one's is taken over."""
-    path = folder / CLAIM
-    mine = owner(job)
-    got = False
-    with _alone(folder):
-        held = read_json(path)
-        if path.exists() and not (isinstance(held, dict) and alive(held)):
-            path.unlink(missing_ok=True)
-        temporary = folder / f".{CLAIM}.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(mine))
-        try:
-            os.link(temporary, path)  # atomic: fails where the claim exists, and is never seen half written
-            got = True
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink(missing_ok=True)
-    try:
-        yield got
-    finally:
-        if got and read_json(path) == mine:
-            path.unlink(missing_ok=True)
 
 
 def prepare_folder(place: Place) -> None:

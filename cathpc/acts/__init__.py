@@ -24,6 +24,9 @@ ACTS = {
     "fetch": "cathpc.acts.fetch",
     "pin": "cathpc.acts.pin",
     "chat": "cathpc.acts.chat",
+    "compare": "cathpc.acts.compare",
+    "doctor": "cathpc.acts.doctor",
+    "gc": "cathpc.acts.gc",
 }
 
 

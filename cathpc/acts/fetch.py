@@ -18,5 +18,5 @@ def options(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Walk the stages that need a network, and no others."""
     config = compose(arguments.overrides)
-    run.one(config, arguments.overrides, targets={s.name for s in STAGES if s.place is Place.network})
+    run.foreground(config, arguments.overrides, targets={s.name for s in STAGES if s.place is Place.network})
     return 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cathpc.config import Config, compose
 from cathpc.data import lock
 from cathpc.errors import TryAgainError, UserError
+from cathpc.models.fetch import is_hub_id
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -46,11 +47,6 @@ def hub_ids(config: Config) -> list[tuple[str, str]]:
     models = (config.model.base, config.gpt.base, config.refusal.base, config.cards.model)
     found += [("model", name) for name in models if name and is_hub_id(name)]
     return list(dict.fromkeys(found))
-
-
-def is_hub_id(model: str) -> bool:
-    """Whether the name of a model is that of a Hub repository: neither a folder nor 'package:' nor 'random:'."""
-    return ":" not in model and model[0] not in "./~"
 
 
 def unpinned(config: Config) -> list[tuple[str, str]]:

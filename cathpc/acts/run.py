@@ -6,16 +6,13 @@ import argparse
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cathpc.acts import program
-from cathpc.acts.pin import is_hub_id, unpinned
+from cathpc.acts.pin import unpinned
 from cathpc.config import Config, compose, expand
 from cathpc.dispatch.config import ClusterKind
 from cathpc.errors import UserError
-
-if TYPE_CHECKING:
-    from cathpc.dispatch.show import Show
+from cathpc.models.fetch import fetch
 
 HELP = "run an experiment: finish what is missing, redo what has changed, nothing else"
 
@@ -26,33 +23,40 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Compose, check and walk; a multirun does so for each combination, sharing all stages that are equal."""
+    """Compose, check and run; a multirun does so for each combination, sharing all stages that are equal."""
     grid = expand(arguments.overrides) if arguments.multirun else [arguments.overrides]
     configs = [compose(overrides) for overrides in grid]  # all are checked before the first one starts
     for number, (config, overrides) in enumerate(zip(configs, grid, strict=True), start=1):
         if len(grid) > 1:
             print(f"[{number}/{len(grid)}] {' '.join(overrides)}", flush=True)
         one(config, overrides)
+    if len(grid) > 1:
+        print(f"compare them: {program()} compare +experiment={configs[0].name}")
     return 0
 
 
-def one(config: Config, overrides: list[str], *, targets: set[str] | None = None) -> None:
-    """Run one experiment in the foreground and say where its results lie."""
+def one(config: Config, overrides: list[str]) -> None:
+    """Run one experiment: in the foreground, or as jobs of a Slurm cluster."""
+    if config.dry_run:
+        dry_run(config)
+    elif config.cluster.kind is ClusterKind.slurm:
+        submit(config, overrides)
+    else:
+        foreground(config, overrides)
+
+
+def foreground(config: Config, overrides: list[str], *, targets: set[str] | None = None) -> None:
+    """Walk the stages on this machine and say where the results lie; with `targets` those stages only."""
     from cathpc.dispatch import local
     from cathpc.dispatch.show import Show
     from cathpc.progress import duration
     from cathpc.runs import open_run
 
-    if config.cluster.kind is not ClusterKind.local:
-        raise UserError(
-            f"cluster.kind is {config.cluster.kind.name}: this version runs stages on the machine where it is started. "
-            "Take cluster=local, or `plan` to check the experiment"
-        )
     refuse_unpinned(config)
     run = open_run(config, overrides)
     began = time.monotonic()
     show = Show()
-    fetch_models(config, show)
+    fetch(config, show.note)
     local.walk(config, run, show, targets=targets)
     if targets is not None:
         return
@@ -69,20 +73,50 @@ def one(config: Config, overrides: list[str], *, targets: set[str] | None = None
     )
 
 
-def fetch_models(config: Config, show: Show) -> None:
-    """Put the Hub's models that the experiment uses into the cache: stages that compute run without a network."""
-    from cathpc.models import source
+def submit(config: Config, overrides: list[str]) -> None:
+    """Submit what the experiment lacks, print the table of its jobs and return: nothing stays behind."""
+    from rich.console import Console
 
-    cache = Path(config.paths.cache)
-    for name, template in (
-        (config.model.base, config.model.template),
-        (config.gpt.base, config.gpt.template),
-        (config.refusal.base, None),
-        (config.cards.model, config.cards.template),
-    ):
-        if name and is_hub_id(name) and not source.ready(name, template, cache):
-            show.note(f"fetching {name}")
-            source.prepare(name, template, cache)
+    from cathpc.dispatch import graph
+    from cathpc.dispatch.show import job_table
+    from cathpc.runs import open_run
+
+    refuse_unpinned(config)
+    run = open_run(config, overrides)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    rows = graph.submit(config, run, note=lambda text: console.print(f"  {text}", markup=False))
+    console.print(job_table(run.name, rows))
+    sent = sum(row.state == "submitted" for row in rows)
+    waiting = sum(row.state == "in the queue" for row in rows)
+    words = shlex.join(overrides)
+    if not sent and not waiting:
+        console.print(f"\n{run.name}: everything is up to date", markup=False)
+        return
+    console.print(
+        f"\n{run.name}: {sent} stage{'s' * (sent != 1)} submitted, {waiting} in the queue already. You may log out; "
+        f"the same command goes on from wherever it is.\n"
+        f"  follow   {program()} status {words} --watch\n"
+        f"  logs     {program()} logs {words} --stage train\n"
+        f"  cancel   {program()} cancel {words}",
+        markup=False,
+    )
+
+
+def dry_run(config: Config) -> None:
+    """Print every script that would be submitted if nothing were finished."""
+    from cathpc import store
+    from cathpc.dispatch import graph
+
+    if config.cluster.kind is not ClusterKind.slurm:
+        raise UserError(
+            "dry_run prints jobs of a Slurm cluster; cluster=local submits none. `plan` shows what would run"
+        )
+    missing = unpinned(config)
+    places = store.unnamed_places(config) if missing else store.places(config)
+    for name, text in graph.scripts(config, places, Path(config.paths.runs).absolute() / config.name / "logs"):
+        print(f"# --- {name} ---\n{text}")
+    if missing:
+        print(f"# {len(missing)} repositories of the Hub are not pinned yet: fingerprints are not known")
 
 
 def refuse_unpinned(config: Config) -> None:

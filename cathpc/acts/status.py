@@ -19,7 +19,8 @@ def main(arguments: argparse.Namespace) -> int:
     """Print one line a stage: done, running (with progress), failed, waiting."""
     from cathpc import progress
     from cathpc.dispatch.show import stage_table
-    from cathpc.store import claimed, places, read_json
+    from cathpc.lease import holder
+    from cathpc.store import places, read_json
 
     config = compose(arguments.overrides)
     states: dict[str, tuple[str, str]] = {}
@@ -29,7 +30,7 @@ def main(arguments: argparse.Namespace) -> int:
         errors = [e for e in map(read_json, sorted(place.folder.glob("error.*.json"))) if e]
         if place.fresh():
             states[name] = ("done", (manifest or {}).get("summary", {}).get("line", ""))
-        elif place.folder.is_dir() and claimed(place.folder):
+        elif place.folder.is_dir() and holder(place.folder):
             text = f"{report['done']:,.0f}/{report['total']:,.0f} {report['unit']}" if report else ""
             states[name] = ("running", text)
         elif errors:

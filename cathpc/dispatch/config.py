@@ -1,8 +1,12 @@
-"""Config of where stages run."""
+"""Config of where stages run: `cluster=local`, or a Slurm site in a few lines of YAML.
+
+A site file (`conf/cluster/NAME.yaml`, or in a `conf/cluster/` of the user's own) names what `sbatch --help` names,
+in the words of Slurm. `python -m cathpc doctor cluster=NAME` checks it before a job waits in a queue.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from cathpc.schema import speed
@@ -13,6 +17,47 @@ class ClusterKind(Enum):
 
     local = "local"
     slurm = "slurm"
+
+
+class Requeue(Enum):
+    """How a job that was stopped, preempted or killed goes on."""
+
+    scontrol = "scontrol"
+    """The job requeues its own id, so that what depends on it keeps waiting; needs `scontrol` on compute nodes."""
+    chain = "chain"
+    """`cluster.segments` jobs are chained at submission, for sites whose compute nodes have no `scontrol`."""
+
+
+class Runtime(Enum):
+    """What starts a container."""
+
+    none = "none"
+    pyxis = "pyxis"
+    apptainer = "apptainer"
+
+
+@dataclass
+class ContainerConfig:
+    """A container image in which jobs run; cathpc and its Python are those inside it."""
+
+    runtime: Runtime = Runtime.none
+    image: str = ""
+    """Path of an image (.sqsh, .sif), or what the runtime takes as one."""
+    mounts: list[str] = field(default_factory=list)
+    """'/outside:/inside', or '/same'; the folders of the run are always mounted."""
+    python: str = "python3"
+    """Python inside the container."""
+
+
+@dataclass
+class JobConfig:
+    """What one stage asks of the site where it differs from its kind's default; 0 and '' take that."""
+
+    partition: str = ""
+    timeout_min: int = 0
+    cpus: int = 0
+    mem_gb: float = 0.0
+    gpus: int = 0
 
 
 @dataclass
@@ -30,3 +75,73 @@ class ClusterConfig:
     """Memory of one GPU, in units of 10^9 bytes."""
     timeout_min: int = speed(14 * 24 * 60)
     """Wall-clock limit of one training job, in minutes; training goes on in the next one."""
+
+    # --- where jobs go (Slurm) ---
+    partition: str = speed("")
+    """Partition of the training and of other stages with a GPU; '' takes the site's default."""
+    cpu_partition: str = speed("")
+    """Partition of stages without a GPU."""
+    network_partition: str = speed("")
+    """Partition whose nodes reach the Hub: `pull` and `base` run there. '' there is none: `fetch` does both."""
+    account: str = speed("")
+    qos: str = speed("")
+    constraint: str = speed("")
+    exclude: str = speed("")
+    """Nodes that are not taken, as Slurm writes them ('node[3-5]')."""
+    gpu_type: str = speed("")
+    """Type in `--gres=gpu:TYPE:N`, where the site wants one."""
+    exclusive: bool = speed(False)
+    """The training takes whole nodes."""
+
+    # --- how much of it ---
+    cpus: int = speed(8)
+    """CPUs of a one-task job that takes a whole share; stages that take less ask for less."""
+    cpus_per_rank: int = speed(1)
+    """CPUs of one rank of the training."""
+    mem_gb: float = speed(0.0)
+    """Host memory of a training node; 0 takes all of it."""
+    cpu_mem_gb: float = speed(16.0)
+    """Host memory of every other job."""
+    short_timeout_min: int = speed(24 * 60)
+    """Wall-clock limit of every other job, in minutes."""
+    arrays: dict[str, int] = speed(factory=lambda: {"score": 64, "cards": 16})
+    """Width of the array job of a sharded stage, whatever the number of shards; capped by MaxArraySize and the QOS."""
+    array_parallelism: int = speed(256)
+    """Tasks of one array that run at the same time at most."""
+    stages: dict[str, JobConfig] = speed(factory=dict)
+    """What single stages ask for: {score: {partition: big, cpus: 32}}."""
+
+    # --- the environment of a job ---
+    modules: list[str] = speed(factory=list)
+    """Modules that are loaded first."""
+    env: dict[str, str] = speed(factory=dict)
+    """Variables of every job, such as NCCL_SOCKET_IFNAME or MASTER_ADDR; no secrets: they stand in the script."""
+    setup: list[str] = speed(factory=list)
+    """Shell lines before the job's own work; yours, run as they stand."""
+    container: ContainerConfig = speed(factory=ContainerConfig)
+    scratch: str = speed("")
+    """Node-local folder for temporary files (TMPDIR), such as /scratch/$SLURM_JOB_ID."""
+    offline_nodes: bool = speed(True)
+    """Compute nodes reach no network; the Hub libraries and W&B are switched offline there."""
+    mail: str = speed("")
+    """Address that Slurm mails when a job fails."""
+    sbatch: dict[str, str] = speed(factory=dict)
+    """Further options of sbatch by name, from a list of harmless ones: {reservation: winter, licenses: scratch}."""
+    slurm_conf: str = speed("")
+    """The cluster's slurm.conf, where it is not the machine's own and SLURM_CONF is not set."""
+
+    # --- going on ---
+    requeue: Requeue = speed(Requeue.scontrol)
+    segments: int = speed(4)
+    """Jobs chained for the training where `requeue` is chain."""
+    lead_s: int = speed(120)
+    """Seconds before a limit at which Slurm says so: the longest step and a save must fit; longer where a measured run
+    of the stage needs it."""
+    max_crashes: int = speed(3)
+    """Crashes without a new checkpoint or shard after which a job fails for good; preemptions never count."""
+    requeue_wait_s: int = speed(600)
+    """How long a job that must requeue itself asks a controller that does not answer."""
+    health_check: bool = speed(True)
+    """Check the nodes and an all-reduce between them before each attempt of the training."""
+    health_command: list[str] = speed(factory=list)
+    """A command of the site's that each node must pass too, such as [dcgmi, diag, -r, '1']."""

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cathpc import progress, store
+from cathpc import lease, progress, store
 from cathpc.config import Config, as_plain, cores
+from cathpc.dispatch import slurm
 from cathpc.dispatch.show import Show
 from cathpc.dispatch.work import run_stage
 from cathpc.errors import EXIT_AGAIN, EXIT_OURS, EXIT_REQUEUE, EXIT_USER, CathpcError
@@ -98,7 +99,7 @@ def walk(config: Config, run: Run, show: Show, *, targets: set[str] | None = Non
                     run.link(place)
                     show.up_to_date(name, place.manifest() or {})
                     continue
-                holder = store.claimed(place.folder) if place.folder.is_dir() else None
+                holder = lease.holder(place.folder, job_state=slurm.job_state) if place.folder.is_dir() else None
                 if holder is not None:
                     if name not in waited:
                         waited.add(name)
@@ -214,7 +215,7 @@ def _judge(job: _Job, show: Show) -> str | None:
     again = [e["message"] for e in errors if e["code"] in (EXIT_AGAIN, EXIT_REQUEUE)]
     if again:
         return str(again[0])
-    if store.claimed(job.place.folder) is not None:
+    if lease.holder(job.place.folder, job_state=slurm.job_state) is not None:
         return ""
     log = _newest_log(job.logs)
     explained = [e for e in errors if e["code"] != EXIT_OURS]
@@ -254,7 +255,8 @@ def _holder_note(name: str, holder: dict[str, Any], folder: Path) -> str:
         return (
             f"{name}: process {holder['pid']} works on it already (an earlier or simultaneous command); waiting for it"
         )
+    who = f"job {holder['job']}" if holder.get("slurm") else f"process {holder['pid']}"
     return (
-        f"{name}: process {holder['pid']} on {holder['host']} holds it; waiting. If that machine is gone for good, "
-        f"delete {folder / store.CLAIM}"
+        f"{name}: {who} on {holder['host']} holds it; waiting. If that machine is gone for good, delete the "
+        f"claim-*.json in {folder}"
     )

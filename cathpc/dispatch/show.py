@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +12,9 @@ from rich.table import Table
 
 from cathpc.pipeline import STAGES
 from cathpc.progress import duration
+
+if TYPE_CHECKING:
+    from cathpc.dispatch.graph import Row
 
 PLAIN_EVERY_S = 20.0
 
@@ -95,6 +98,16 @@ class Show:
 
 def _line(manifest: dict[str, Any]) -> str:
     return str(manifest.get("summary", {}).get("line", ""))
+
+
+def job_table(title: str, rows: list[Row]) -> Table:
+    """The table of a submission: a line a stage."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in ("stage", "state", "jobs", "what", "after"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(row.stage, row.state, row.ids, escape(row.what), row.after)
+    return table
 
 
 def stage_table(title: str, states: dict[str, tuple[str, str]]) -> Table:

@@ -28,8 +28,8 @@ class Schedule(Enum):
 class TrainConfig:
     """Group `train`."""
 
-    nodes: int = 1
-    ranks_per_node: int = 2
+    nodes: int = speed(1)
+    ranks_per_node: int = speed(2)
     """One process a GPU, or a CPU process where there is none."""
     epochs: int = 4
     lr: float = 2e-5

@@ -205,8 +205,7 @@ def _identity(train: TrainConfig, pack: dict[str, Any], template_hash: str) -> d
             f"train.ranks_per_node={train.ranks_per_node} are {train.nodes * train.ranks_per_node}: "
             f"start as many processes as configured."
         )
-    settings = {k: v for k, v in identity(train).items() if k not in ("nodes", "ranks_per_node")}
-    return {"pack": pack["digest"], "template": template_hash, "config": settings}
+    return {"pack": pack["digest"], "template": template_hash, "config": identity(train)}
 
 
 def _finish(out: Path, pack: Path, train: TrainConfig, total: int) -> dict[str, Any]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -125,47 +122,6 @@ def test_the_manifest_hashes_every_file_and_counts_a_subfolder_with_a_manifest_b
     (place.folder / "progress.json").write_text("{}")
     manifest = store.commit(place, config, {}, {}, started=0.0, seconds=0.0)
     assert sorted(manifest["outputs"]) == [f"checkpoint/{store.MANIFEST}", "sub/a"]
-
-
-def test_a_claim_is_held_once_and_freed(tmp_path: Path) -> None:
-    with store.claim(tmp_path) as first:
-        assert first
-        assert store.claimed(tmp_path) is not None
-        with store.claim(tmp_path) as second:
-            assert not second
-        assert store.claimed(tmp_path) is not None, "the one who did not get it must not free it"
-    assert store.claimed(tmp_path) is None
-
-
-def test_the_claim_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from cathpc import store\n"
-        f"with store.claim(Path({str(tmp_path)!r})) as got:\n    print(got, flush=True); time.sleep(60)\n"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline().strip() == "True"
-    assert store.claimed(tmp_path) is not None
-    holder.kill()
-    holder.wait()
-    holder.stdout.close()
-    assert store.claimed(tmp_path) is None
-    with store.claim(tmp_path) as got:
-        assert got
-
-
-def test_a_claim_of_another_machine_is_never_stolen(tmp_path: Path) -> None:
-    other = {**store.owner(), "host": "some-other-node"}
-    (tmp_path / store.CLAIM).write_text(json.dumps(other))
-    with store.claim(tmp_path) as got:
-        assert not got
-    assert (tmp_path / store.CLAIM).exists()
-
-
-def test_a_claim_whose_process_id_was_given_to_another_process_is_dead(tmp_path: Path) -> None:
-    mine = store.owner()
-    (tmp_path / store.CLAIM).write_text(json.dumps({**mine, "ticks": mine["ticks"] - 1}))
-    assert store.claimed(tmp_path) is None
 
 
 def test_a_store_that_cannot_be_written_is_named(config: Config, tmp_path: Path, bound_by_permissions: None) -> None:

@@ -1,0 +1,170 @@
+"""The end of a job's attempt: `python -m cathpc.dispatch.attempt SPEC CODE SECONDS`, from the EXIT trap of its shell.
+
+In: the exit code of the attempt and what its ranks left behind. Out: the job is done, has failed for good, or comes
+back under its own id, so that what depends on it keeps waiting (a job that merely fails takes its dependents with it).
+What counts against `cluster.max_crashes` is only an attempt that crashed, or ran into its time limit, and left no new
+checkpoint or shard since the one before; a stop by preemption or a limit that saved something never does.
+
+Standard library only, so that it starts in a tenth of a second and on any node.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cathpc.dispatch import jobs
+from cathpc.errors import EXIT_AGAIN, EXIT_DONE, EXIT_OURS, EXIT_REQUEUE
+from cathpc.lease import slurm_job
+
+FINAL = frozenset({0, 1, 2, 3, 65, 74, 78})
+"""Codes after which another attempt would end the same way."""
+NEAR_LIMIT = 0.9
+LAST_WORDS_S = 90.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of the job."""
+
+    code: int
+    again: bool
+    counts: bool
+    """Whether the attempt used up one of `max_crashes`, unless it made progress."""
+    why: str
+
+
+def judge(code: int, errors: list[dict[str, Any]], *, near_limit: bool) -> Verdict:
+    """What an exit code of srun and the messages of the ranks mean, before crashes are counted.
+
+    When a rank ends, srun kills the others, so the code alone may be that of a killed one: what a rank explained weighs
+    more, and of these what is final.
+    """
+    final = [e for e in errors if e["code"] in FINAL and e["code"] != EXIT_DONE]
+    if final:
+        first = min(final, key=lambda e: (e["code"] == EXIT_OURS, e["time"]))
+        return Verdict(int(first["code"]), False, False, str(first["message"]))
+    again = [e for e in errors if e["code"] in (EXIT_AGAIN, EXIT_REQUEUE)]
+    if again:
+        return Verdict(EXIT_AGAIN, True, near_limit, str(again[0]["message"]))
+    if code in FINAL:
+        return Verdict(code, False, False, "" if code == EXIT_DONE else f"ended with code {code}; the log says more")
+    if code in (EXIT_AGAIN, EXIT_REQUEUE):
+        return Verdict(code, True, True, f"asked for another attempt (code {code})")
+    why = f"was killed by {_signal_name(code - 128)}" if code > 128 else f"ended with code {code}"
+    return Verdict(code, True, True, why)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def crashes(rows: list[dict[str, Any]], task: str, mark: int) -> int:
+    """How many attempts of this task in a row counted and left the stage at `mark`."""
+    count = 0
+    for row in reversed([r for r in rows if r.get("task") == task]):
+        if row.get("mark") != mark:
+            break
+        count += bool(row.get("counts"))
+    return count
+
+
+def main(argv: list[str]) -> int:
+    """End an attempt; returns the exit code of the job's shell."""
+    spec = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
+    code, seconds = int(argv[1]), float(argv[2])
+    if code == EXIT_DONE:
+        return code
+    stage_folder = Path(spec["folder"])
+    job, restart = slurm_job()
+    task = job.rpartition("_")[2] if "_" in job else ""
+    near_limit = seconds >= NEAR_LIMIT * (spec["timeout_min"] * 60 - spec["lead_s"])
+    verdict = judge(code, jobs.errors(stage_folder, job, restart), near_limit=near_limit)
+    index = spec["first"] + int(task or 0)
+    numbers = spec["shards"][index :: spec["width"]] if spec.get("shards") is not None else None
+    mark = jobs.mark(stage_folder, numbers, index=index, width=max(1, spec["width"]))
+    row = {"job": job, "task": task, "restart": restart, "code": code, "mark": mark, "time": round(time.time(), 3)}
+    spent = crashes(jobs.attempts(stage_folder), task, mark) + 1 if verdict.counts else 0
+    if verdict.again and spent >= spec["max_crashes"]:
+        verdict = Verdict(
+            EXIT_OURS,
+            False,
+            True,
+            f"{spent} attempts in a row brought no new checkpoint or shard; the last one {verdict.why}. The log: "
+            f"{spec['logs']}. `python -m cathpc retry` starts it once more",
+        )
+    jobs.add_attempt(
+        stage_folder, {**row, "counts": verdict.counts, "again": verdict.again, "why": verdict.why, "node": _nodes()}
+    )
+    print(f"cathpc: attempt {restart + 1} of job {job}: {verdict.why}", file=sys.stderr, flush=True)
+    if not verdict.again:
+        return verdict.code
+    if spec["requeue"] == "chain":
+        return verdict.code  # the next segment goes on
+    return requeue(job, _bad_nodes(stage_folder, job, restart), wait_s=float(spec["requeue_wait_s"]))
+
+
+def requeue(job: str, bad_nodes: list[str], *, wait_s: float) -> int:
+    """Put the job back into the queue under its own id, without `bad_nodes`; ends with this process killed by Slurm.
+
+    A controller that does not answer is asked for `wait_s` seconds; then 85 leaves it to the site's RequeueExit.
+    """
+    for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # the requeue ends this job: it must not end us before the next call
+    deadline = time.monotonic() + wait_s
+    pause = 1.0
+    while True:
+        said = _scontrol("requeue", job)
+        if said is None:
+            break
+        if "already" in said.lower() or "being" in said.lower() or "pending" in said.lower():
+            break  # somebody else, such as a preemption, has put it back
+        if time.monotonic() > deadline:
+            print(f"cathpc: could not requeue job {job}: {said}", file=sys.stderr, flush=True)
+            return EXIT_REQUEUE
+        time.sleep(pause)
+        pause = min(30.0, pause * 2)
+    if bad_nodes:
+        print(f"cathpc: job {job} will not start on {','.join(bad_nodes)}", file=sys.stderr, flush=True)
+        for _ in range(5):
+            if _scontrol("update", f"JobId={job}", f"ExcNodeList={','.join(bad_nodes)}") is None:
+                break
+            time.sleep(0.5)
+    time.sleep(LAST_WORDS_S)
+    return EXIT_REQUEUE
+
+
+def _scontrol(*words: str) -> str | None:
+    """None where scontrol did it, else what it said."""
+    try:
+        done = subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return None if done.returncode == 0 else (done.stderr.strip() or f"code {done.returncode}")
+
+
+def _bad_nodes(stage_folder: Path, job: str, restart: int) -> list[str]:
+    """Nodes that failed the health check of this attempt."""
+    try:
+        found = json.loads((jobs.folder(stage_folder) / f"health-{job}-{restart}.json").read_text(encoding="utf-8"))
+        return [str(name) for name in found["bad"]]
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+def _nodes() -> str:
+    return os.environ.get("SLURM_JOB_NODELIST", "")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,257 @@
+"""A job as a batch script: what it asks of Slurm, its environment, and the trap that brings it back.
+
+In: a `Request`. Out: the text of the script, or the id of the job once it is submitted. submitit writes the `#SBATCH`
+lines and calls sbatch; the job's own work is a plain command, `python -m cathpc.dispatch.job SPEC`, and no pickle: the
+spec is a JSON file. Whatever comes from a config is quoted; a site's own `setup` lines stand as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from cathpc.dispatch.config import ClusterConfig, Requeue, Runtime
+from cathpc.dispatch.slurm import QueueError
+from cathpc.errors import UserError
+
+SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.I)
+"""Variables that are kept out of jobs by their names."""
+PASSED = {"network": ("HF_TOKEN",), "report": ("WANDB_API_KEY",)}
+"""What a job that needs a key gets of it: by the kind of its place, or by its stage."""
+# fmt: off
+SBATCH_OPTIONS = frozenset((
+    "clusters", "contiguous", "core-spec", "cpu-freq", "delay-boot", "distribution", "gres-flags", "hint",
+    "licenses", "mem-per-cpu", "mincpus", "network", "nice", "nodelist", "power", "prefer", "priority",
+    "reservation", "spread-job", "switches", "thread-spec", "threads-per-core", "tmp", "wckey",
+))
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Request:
+    """One job, or one array job, before it is submitted."""
+
+    name: str
+    stage: str
+    spec: Path
+    """The JSON file that tells the job what to do."""
+    content: dict[str, Any]
+    """What stands in it."""
+    logs: Path
+    partition: str
+    timeout_min: int
+    nodes: int = 1
+    tasks_per_node: int = 1
+    cpus_per_task: int = 1
+    gpus_per_node: int = 0
+    mem_gb: float = 0.0
+    width: int | None = None
+    """Tasks of an array; None is a plain job."""
+    dependency: str = ""
+    place: str = "cpu"
+    lead_s: int = 120
+    """Seconds before its limit at which the job is told."""
+    mounts: tuple[Path, ...] = ()
+    comment: str = ""
+    exclusive: bool = False
+    health: bool = False
+    """Whether its nodes are checked first."""
+
+
+class Executor(submitit.SlurmExecutor):
+    """submitit's Slurm executor for a command instead of a pickled function."""
+
+    def __init__(self, folder: Path, prefix: list[str]) -> None:
+        """`prefix`: what stands before sbatch, such as `env -u NAME`."""
+        super().__init__(folder)
+        self._prefix = prefix
+
+    @classmethod
+    def affinity(cls) -> int:
+        """Usable where Slurm is not: a dry run writes scripts anywhere."""
+        return 2
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        return [*self._prefix, "sbatch", str(submission_file_path)]
+
+    def text(self, command: str) -> str:
+        """The script."""
+        return str(self._make_submission_file_text(command, ""))
+
+    def send(self, command: str) -> str:
+        """Submit the script; returns the job's id. Raises QueueError with what sbatch said where it took no job."""
+        try:
+            return str(self._submit_command(command).job_id)
+        except submitit.core.utils.FailedJobError as error:
+            said = [line for line in str(error).splitlines() if line.strip()] or ["it failed without a message"]
+            raise QueueError(f"sbatch: {said[-1]}") from None
+
+
+def script(request: Request, cluster: ClusterConfig) -> str:
+    """The text of the request's batch script."""
+    return _executor(request, cluster).text(_command(request, cluster))
+
+
+def send(request: Request, cluster: ClusterConfig) -> str:
+    """Submit the request; returns the job's id."""
+    request.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return _executor(request, cluster).send(_command(request, cluster))
+
+
+def _executor(request: Request, cluster: ClusterConfig) -> Executor:
+    executor = Executor(request.logs, _prefix(request, cluster))
+    extra: dict[str, Any] = dict(cluster.sbatch)
+    extra["requeue"] = True
+    extra["kill-on-invalid-dep"] = "yes"
+    if cluster.mail:
+        extra |= {"mail-user": cluster.mail, "mail-type": "FAIL,TIME_LIMIT,INVALID_DEPEND"}
+    parameters: dict[str, Any] = {
+        "job_name": request.name,
+        "partition": request.partition or None,
+        "time": request.timeout_min,
+        "nodes": request.nodes,
+        "ntasks_per_node": request.tasks_per_node,
+        "cpus_per_task": request.cpus_per_task,
+        "mem": f"{request.mem_gb:g}GB" if request.mem_gb and request.mem_gb.is_integer() else None,
+        "gres": ":".join(filter(None, ["gpu", cluster.gpu_type, str(request.gpus_per_node)]))
+        if request.gpus_per_node
+        else None,
+        "account": cluster.account or None,
+        "qos": cluster.qos or None,
+        "constraint": cluster.constraint or None,
+        "exclude": cluster.exclude or None,
+        "dependency": request.dependency or None,
+        "exclusive": request.exclusive or None,
+        "comment": request.comment or None,
+        "signal_delay_s": request.lead_s,
+        "stderr_to_stdout": True,
+        "wckey": None,
+        "setup": _setup(request, cluster),
+        "srun_args": _srun_args(request, cluster),
+        "array_parallelism": cluster.array_parallelism,
+        "additional_parameters": extra,
+    }
+    if request.mem_gb and not request.mem_gb.is_integer():
+        parameters["mem"] = f"{round(request.mem_gb * 1024)}MB"
+    elif not request.mem_gb:
+        parameters["mem"] = "0"
+    executor.parameters = {**parameters, **({"map_count": request.width} if request.width else {})}
+    return executor
+
+
+def _prefix(request: Request, cluster: ClusterConfig) -> list[str]:
+    """sbatch hands on the user's environment; secrets are left out of it, by name."""
+    passed = (*PASSED.get(request.place, ()), *PASSED.get(request.stage, ()))
+    hidden = sorted(n for n in os.environ if SECRET.search(n) and n not in passed)
+    prefix = ["env", *(word for name in hidden for word in ("-u", name))]
+    if cluster.slurm_conf and "SLURM_CONF" not in os.environ:
+        prefix.append(f"SLURM_CONF={cluster.slurm_conf}")
+    return prefix
+
+
+def _setup(request: Request, cluster: ClusterConfig) -> list[str]:
+    lines = ["umask 077"]
+    if cluster.slurm_conf:
+        lines.append(f"export SLURM_CONF=${{SLURM_CONF:-{shlex.quote(cluster.slurm_conf)}}}")
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(cluster.env.items())]
+    lines += [f"module load {shlex.quote(name)}" for name in cluster.modules]
+    if cluster.scratch:
+        lines += [f'export TMPDIR="{cluster.scratch}"', 'mkdir -p "$TMPDIR"']
+    lines += cluster.setup
+    python, spec = shlex.quote(sys.executable), shlex.quote(str(request.spec))
+    lines += [
+        "cathpc_end() {",
+        "  code=$?",
+        "  trap '' TERM USR2",
+        f'  {python} -m cathpc.dispatch.attempt {spec} "$code" "$SECONDS"',
+        "  exit $?",
+        "}",
+        "trap cathpc_end EXIT",
+        "trap : TERM USR2  # the job's own processes answer them; this shell lives on to bring the job back",
+    ]
+    if request.health:
+        run = shlex.join(["srun", "--ntasks-per-node=1", f"--ntasks={request.nodes}", "--kill-on-bad-exit=0"])
+        lines.append(f"{run} {_python(request, cluster)} -m cathpc.dispatch.health {spec} || exit 75")
+    return lines
+
+
+def _srun_args(request: Request, cluster: ClusterConfig) -> list[str]:
+    arguments = ["--export=ALL", "--kill-on-bad-exit=1", f"--cpus-per-task={request.cpus_per_task}"]
+    container = cluster.container
+    if container.runtime is Runtime.pyxis:
+        mounts = [*container.mounts, *(f"{p}:{p}" for p in request.mounts)]
+        arguments += [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]
+    return arguments
+
+
+def _python(request: Request, cluster: ClusterConfig) -> str:
+    """The Python that does the job's work, as a shell word or several."""
+    container = cluster.container
+    if container.runtime is Runtime.none:
+        return shlex.join([sys.executable, "-u"])
+    if container.runtime is Runtime.pyxis:
+        return shlex.join([container.python, "-u"])
+    binds = ",".join([*container.mounts, *(str(p) for p in request.mounts)])
+    nv = ["--nv"] if request.gpus_per_node else []
+    return shlex.join(["apptainer", "exec", *nv, "--bind", binds, container.image, container.python, "-u"])
+
+
+def _command(request: Request, cluster: ClusterConfig) -> str:
+    return f"{_python(request, cluster)} -m cathpc.dispatch.job {shlex.quote(str(request.spec))}"
+
+
+def check(cluster: ClusterConfig) -> list[str]:
+    """What of a cluster config must not reach a script; one message a fault."""
+    faults = []
+    for name in cluster.sbatch:
+        if name.replace("_", "-") not in SBATCH_OPTIONS:
+            faults.append(
+                f"cluster.sbatch.{name} is not an allowed Slurm option. Allowed: {', '.join(sorted(SBATCH_OPTIONS))}; "
+                "partition, account, qos and the like have keys of their own in cluster"
+            )
+    plain = re.compile(r"[\x20-\x7e]*")
+    values = {
+        **{k: getattr(cluster, k) for k in ("partition", "cpu_partition", "network_partition", "account", "qos")},
+        **{k: getattr(cluster, k) for k in ("constraint", "exclude", "gpu_type", "mail", "scratch", "slurm_conf")},
+        **{f"sbatch.{k}": v for k, v in cluster.sbatch.items()},
+        **{f"modules[{n}]": v for n, v in enumerate(cluster.modules)},
+        **{f"stages.{k}.partition": v.partition for k, v in cluster.stages.items()},
+        **{f"env.{k}": v for k, v in cluster.env.items()},
+        "container.image": cluster.container.image,
+    }
+    for key, value in values.items():
+        if not plain.fullmatch(value):
+            faults.append(f"cluster.{key} is {value!r}: it must be one line of plain characters")
+    word = re.compile(r"[A-Za-z0-9._,:@/\[\]&|*()+-]*")
+    for key in ("partition", "cpu_partition", "network_partition", "account", "qos", "constraint", "exclude", "mail"):
+        if not word.fullmatch(values[key]):
+            faults.append(f"cluster.{key} is {values[key]!r}: letters, digits and . _ , : @ [ ] & | - only")
+    if re.search(r"[`\"]|\$\(", cluster.scratch):
+        faults.append(f"cluster.scratch is {cluster.scratch!r}: a path, with variables such as $SLURM_JOB_ID at most")
+    for name in cluster.env:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            faults.append(f"cluster.env.{name}: no name of a variable")
+        elif SECRET.search(name):
+            faults.append(
+                f"cluster.env.{name}: no secrets in scripts; log in once instead (hf auth login, wandb login)"
+            )
+    container = cluster.container
+    if container.runtime is not Runtime.none and not container.image:
+        faults.append("cluster.container.image is empty: name the image, or take cluster.container.runtime=none")
+    if cluster.requeue is Requeue.chain and cluster.segments < 1:
+        faults.append(f"cluster.segments is {cluster.segments}: it must be greater than 0")
+    return faults
+
+
+def refuse(cluster: ClusterConfig) -> None:
+    """Raise `UserError` for a cluster config that `check` finds fault with."""
+    faults = check(cluster)
+    if faults:
+        raise UserError("the cluster's configuration cannot work:\n  " + "\n  ".join(faults))
