@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cathpc import store
-from cathpc.config import from_plain
+from cathpc.config import PathsConfig, compose, expand, from_plain, run_name
 from cathpc.errors import UserError
 from cathpc.pipeline import BY_NAME
 
@@ -62,10 +63,10 @@ class Saved:
         return {name: known[name] for name in BY_NAME if name in known}
 
 
-def read(folder: Path) -> list[Saved]:
-    """All runs in the folder `folder` (`paths.runs`), by name."""
+def read(folder: Path, option: str = "paths.runs=FOLDER") -> list[Saved]:
+    """All runs in the folder `folder`, by name; `option` is how the user names another one."""
     if not folder.is_dir():
-        raise UserError(f"there is no folder of runs {folder.absolute()}. Name it with paths.runs=FOLDER")
+        raise UserError(f"there is no folder of runs {folder.absolute()}. Name it with {option}")
     runs = []
     for path in sorted(folder.iterdir()):
         if path.is_dir() and ((path / "config.json").exists() or (path / "stages").is_dir()):
@@ -84,3 +85,38 @@ def matching(runs: list[Saved], patterns: Iterable[str], where: Path) -> list[Sa
             hint = f"Did you mean: {', '.join(near)}" if near else f"Runs there: {', '.join(names) or 'none'}"
             raise UserError(f"there is no run {pattern!r} in {where.absolute()}. {hint}")
     return [run for run in runs if any(fnmatch.fnmatchcase(run.name, pattern) for pattern in patterns)]
+
+
+def chosen(names: list[str], overrides: list[str]) -> tuple[list[Saved], list[str]]:
+    """The runs that the user means, and the overrides of those of a grid that were never started.
+
+    Raises `UserError` with the runs that there are where there is none of them.
+    """
+    given = [o.partition("=")[2] for o in overrides if o.lstrip("+").startswith("paths.runs=")]
+    folder = Path(given[-1] if given else PathsConfig().runs)
+    if names:
+        return matching(read(folder), names, folder), []
+    if not any(o.lstrip("+").startswith("experiment=") for o in overrides):
+        there = ", ".join(run.name for run in read(folder)) if folder.is_dir() else ""
+        raise UserError(
+            "no run is named. Give +experiment=NAME for all of its runs, or --runs RUN ... (patterns may be 'demo-*'). "
+            f"Runs in {folder}: {there or 'none'}"
+        )
+    grid = expand(overrides)
+    configs = [compose(one) for one in grid]
+    runs = read(Path(configs[0].paths.runs))
+    narrowed = any(not o.lstrip("+").startswith(("experiment=", "paths.")) for one in grid for o in one)
+    missing: list[str] = []
+    if narrowed:
+        wanted = {run_name(config, one): " ".join(one) for config, one in zip(configs, grid, strict=True)}
+        found = [run for run in runs if run.name in wanted]
+        missing = [text for name, text in wanted.items() if not any(run.name == name for run in found)]
+    else:
+        ours = re.compile(rf"{re.escape(configs[0].name)}(-[0-9a-f]{{8}})?")
+        found = [run for run in runs if ours.fullmatch(run.name)]
+    if not found:
+        what = f"{' '.join(overrides)} has no run in {Path(configs[0].paths.runs).absolute()}"
+        sweep = "-m " if len(grid) > 1 else ""
+        there = ", ".join(run.name for run in runs) or "none"
+        raise UserError(f"{what}. Start it: python -m cathpc {sweep}{' '.join(overrides)}. Runs there: {there}")
+    return found, missing

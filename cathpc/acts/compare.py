@@ -9,16 +9,12 @@ import argparse
 import csv
 import json
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cathpc import saved
-from cathpc.config import PathsConfig, compose, expand, run_name
-from cathpc.errors import UserError
 from cathpc.pipeline import STAGES
-from cathpc.saved import Saved
+from cathpc.saved import Saved, chosen
 from cathpc.store import MANIFEST, read_json
 
 HELP = "table the runs of a sweep side by side, the best first"
@@ -88,44 +84,6 @@ class Row:
     overrides: dict[str, Any] = field(default_factory=dict)
     """Key -> value, of the keys in which the compared runs differ."""
     best: bool = False
-
-
-# --- which runs -----------------------------------------------------------------------------------------------------
-
-
-def chosen(names: list[str], overrides: list[str]) -> tuple[list[Saved], list[str]]:
-    """The runs that the user means, and the overrides of those of a grid that were never started.
-
-    Raises `UserError` with the runs that there are where there is none of them.
-    """
-    given = [o.partition("=")[2] for o in overrides if o.lstrip("+").startswith("paths.runs=")]
-    folder = Path(given[-1] if given else PathsConfig().runs)
-    if names:
-        return saved.matching(saved.read(folder), names, folder), []
-    if not any(o.lstrip("+").startswith("experiment=") for o in overrides):
-        there = ", ".join(run.name for run in saved.read(folder)) if folder.is_dir() else ""
-        raise UserError(
-            "no run is named. Give +experiment=NAME for all of its runs, or --runs RUN ... (patterns may be 'demo-*'). "
-            f"Runs in {folder}: {there or 'none'}"
-        )
-    grid = expand(overrides)
-    configs = [compose(one) for one in grid]
-    runs = saved.read(Path(configs[0].paths.runs))
-    narrowed = any(not o.lstrip("+").startswith(("experiment=", "paths.")) for one in grid for o in one)
-    missing: list[str] = []
-    if narrowed:
-        wanted = {run_name(config, one): " ".join(one) for config, one in zip(configs, grid, strict=True)}
-        found = [run for run in runs if run.name in wanted]
-        missing = [text for name, text in wanted.items() if not any(run.name == name for run in found)]
-    else:
-        ours = re.compile(rf"{re.escape(configs[0].name)}(-[0-9a-f]{{8}})?")
-        found = [run for run in runs if ours.fullmatch(run.name)]
-    if not found:
-        what = f"{' '.join(overrides)} has no run in {Path(configs[0].paths.runs).absolute()}"
-        sweep = "-m " if len(grid) > 1 else ""
-        there = ", ".join(run.name for run in runs) or "none"
-        raise UserError(f"{what}. Start it: python -m cathpc {sweep}{' '.join(overrides)}. Runs there: {there}")
-    return found, missing
 
 
 # --- one run --------------------------------------------------------------------------------------------------------
@@ -292,7 +250,7 @@ def show(rows: list[Row], remarks: list[str]) -> None:
     table.add_column("run", no_wrap=True)
     for key in rows[0].overrides:
         table.add_column(key, justify="right", overflow="fold")
-    table.add_column("state", overflow="fold")
+    table.add_column("state", overflow="fold", min_width=len("finished"))
     for name in varying:
         table.add_column(_heading(name), justify="right")
     for r in rows:
@@ -321,7 +279,8 @@ def show(rows: list[Row], remarks: list[str]) -> None:
 
 
 def _heading(name: str) -> str:
-    return name.replace("dropped.", "dropped ").replace("_per_s", "/s").replace("_", " ")
+    short = {"difference": "change", "tokens_per_s": "tokens/s"}
+    return short.get(name, name.replace("dropped.", "dropped ").replace("_", " "))
 
 
 def _figure(name: str, value: Any) -> str:
