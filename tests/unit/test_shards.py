@@ -175,8 +175,8 @@ def test_a_shard_in_which_a_process_died_is_done_first_and_carefully(tmp_path: P
         calls.append((number, careful))
         return {}
 
-    shards.each(tmp_path, [0, 1, 2, 3, 4], work, lambda: calls.append("load"))
-    assert calls == [(2, True), "load", (3, False), (4, False)]
+    shards.each(tmp_path, [4, 3, 2, 1, 0], work, lambda: calls.append("load"))
+    assert calls == [(2, True), "load", (4, False), (3, False)]
     assert shards.running(tmp_path) == {}
 
 
