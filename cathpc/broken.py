@@ -7,7 +7,6 @@ fails on. k such rows among n cost O(k log n) attempts.
 from __future__ import annotations
 
 import ctypes
-import errno
 import multiprocessing
 import signal
 import sys
@@ -15,11 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cathpc.errors import CathpcError, DataError
+from cathpc.errors import DISK_ERRORS, CathpcError, DataError
 
 MOST = 32
 """Rows of a shard that may break: where more do, it is no fault of theirs."""
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 _DYING_S = 30.0
 
 T = TypeVar("T")
@@ -45,7 +43,7 @@ class Told(Exception):
 def passes(error: BaseException) -> bool:
     """Whether an error is no fault of a row: it is explained, the disk's, or the wish to end the process."""
     if isinstance(error, OSError):
-        return error.errno in DISK
+        return error.errno in DISK_ERRORS
     return isinstance(error, (CathpcError, KeyboardInterrupt, SystemExit))
 
 

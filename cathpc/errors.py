@@ -6,6 +6,11 @@ is raised is a bug of ours: it keeps its traceback and exits with 1.
 
 from __future__ import annotations
 
+import errno
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+"""What a disk says that is full, read-only or failing."""
+
 EXIT_DONE = 0
 EXIT_OURS = 1
 EXIT_USER = 2

@@ -48,10 +48,14 @@ class Run:
         os.replace(temporary, link)
 
 
+def run_folder(config: Config, overrides: list[str]) -> Path:
+    """Where the run's folder is, or would be."""
+    return Path(config.paths.runs).absolute() / run_name(config, overrides)
+
+
 def open_run(config: Config, overrides: list[str]) -> Run:
     """Make (or find) the run's folder and write its config; raises `UserError` where the folder cannot be written."""
-    name = run_name(config, overrides)
-    folder = Path(config.paths.runs).absolute() / name
+    folder = run_folder(config, overrides)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         store.write_json(folder / "config.json", {"overrides": overrides, "config": as_plain(config)})
@@ -59,4 +63,4 @@ def open_run(config: Config, overrides: list[str]) -> Run:
         raise UserError(
             f"cannot write the run's folder {folder}: {error.strerror}. Choose another one with paths.runs=FOLDER"
         ) from None
-    return Run(name, folder)
+    return Run(folder.name, folder)

@@ -22,8 +22,8 @@ from cathpc.broken import Died, passes
 from cathpc.errors import EXIT_DATA, DataError
 
 FOLDER = ".shards"
-MAX_DEATHS = 3
-"""A shard in which so many processes have died is set aside."""
+MAX_DEATHS = 8
+"""A shard in which so many processes have died is set aside; nodes that fail and preemptions without grace count too."""
 _DONE, _FAILED, _RUNNING = "", ".failed", ".running"
 
 

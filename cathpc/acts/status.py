@@ -1,46 +1,117 @@
-"""`status`: how far an experiment is."""
+"""`status`: how far an experiment is, on this machine or in the queue."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from cathpc.config import compose
+from cathpc.config import Config, compose
 
-HELP = "how far an experiment is, stage by stage"
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from cathpc.dispatch.status import StageStatus
+
+HELP = "how far an experiment is: stages, jobs and why they wait, shards, steps"
+
+EVERY_S = 5.0
+COLOURS = {"done": "green", "running": "cyan", "failed": "red", "held": "red", "stale": "yellow", "queued": "blue"}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """--json for programs."""
+    """--json for programs, --watch for people."""
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--watch", action="store_true", help=f"look again every {EVERY_S:.0f} s until all is done")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print one line a stage: done, running (with progress), failed, waiting."""
-    from cathpc import progress
-    from cathpc.dispatch.show import stage_table
-    from cathpc.lease import holder
-    from cathpc.store import places, read_json
-
-    config = compose(arguments.overrides)
-    states: dict[str, tuple[str, str]] = {}
-    for name, place in places(config).items():
-        manifest = place.manifest()
-        report = progress.read(place.folder)
-        errors = [e for e in map(read_json, sorted(place.folder.glob("error.*.json"))) if e]
-        if place.fresh():
-            states[name] = ("done", (manifest or {}).get("summary", {}).get("line", ""))
-        elif place.folder.is_dir() and holder(place.folder):
-            text = f"{report['done']:,.0f}/{report['total']:,.0f} {report['unit']}" if report else ""
-            states[name] = ("running", text)
-        elif errors:
-            states[name] = ("failed", errors[0]["message"])
-        else:
-            states[name] = ("stale" if manifest else "waiting", "")
-    if arguments.json:
-        print(json.dumps({n: {"state": s, "line": line} for n, (s, line) in states.items()}, indent=1))
-        return 0
+    """Print one line a stage, and what needs a hand below; --watch repeats it."""
     from rich.console import Console
 
-    Console(highlight=False, soft_wrap=True, emoji=False).print(stage_table(config.name, states))
+    from cathpc.dispatch.status import gather
+
+    config = compose(arguments.overrides)
+    states, hindrance = gather(config)
+    if arguments.json:
+        print(json.dumps({n: asdict(s) for n, s in states.items()} | _note(hindrance), indent=1))
+        return 0
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    if not arguments.watch:
+        console.print(view(config, states, hindrance))
+        return 0
+    if not console.is_terminal:
+        while True:
+            console.print(view(config, states, hindrance))
+            if _ended(states):
+                return 0
+            time.sleep(EVERY_S)
+            states, hindrance = gather(config)
+    from rich.live import Live
+
+    with Live(view(config, states, hindrance), console=console, screen=True, auto_refresh=False) as live:
+        while not _ended(states):
+            time.sleep(EVERY_S)
+            states, hindrance = gather(config)
+            live.update(view(config, states, hindrance), refresh=True)
+    console.print(view(config, states, hindrance))
     return 0
+
+
+def _note(hindrance: str) -> dict[str, Any]:
+    return {"note": hindrance} if hindrance else {}
+
+
+def _ended(states: dict[str, StageStatus]) -> bool:
+    """Whether nothing will change any more without a hand."""
+    return not any(s.state in ("running", "queued", "unknown") for s in states.values())
+
+
+def view(config: Config, states: dict[str, StageStatus], hindrance: str) -> Group:
+    """The table, the training's figures, and what needs a hand."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=config.name, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in ("stage", "state", "jobs", "what"):
+        table.add_column(name, overflow="fold")
+    for name, found in states.items():
+        colour = COLOURS.get(found.state, "")
+        ids = ", ".join(dict.fromkeys(j["id"] for j in found.jobs))
+        state = f"[{colour}]{found.state}[/{colour}]" if colour else found.state
+        table.add_row(name, state, ids, escape(_what(found)))
+    below = [Text(f"{n}: {s.message}") for n, s in states.items() if s.message and s.message != s.line]
+    for name, found in states.items():
+        if found.failed_shards:
+            some = ", ".join(map(str, found.failed_shards[:8])) + (", …" if len(found.failed_shards) > 8 else "")
+            below.append(Text(f"{name}: shards {some} failed: logs --stage {name} --shard {found.failed_shards[0]}"))
+    if hindrance:
+        below.append(Text(hindrance))
+    return Group(table, *below)
+
+
+def _what(found: StageStatus) -> str:
+    """One line: how far it is, and at what rate."""
+    from cathpc.progress import duration
+
+    parts = [found.line] if found.line else []
+    training = found.training
+    if found.state == "running" and "step" in training:
+        parts = [f"step {training['step']:,}" + (f" of {training['steps']:,}" if "steps" in training else "")]
+        parts.append(f"loss {training['loss']:.3f}, {training['tokens_per_s']:,.0f} tokens/s")
+        if training.get("left_s"):
+            parts.append(f"{duration(training['left_s'])} left")
+    if found.state not in ("done", "waiting") and training.get("last_checkpoint"):
+        parts.append(f"saved {training['last_checkpoint']}")
+    if found.requeues and found.state != "done":
+        parts.append(f"came back {found.requeues} time{'s' * (found.requeues != 1)}")
+    where = [j for j in found.jobs if j["nodes"]]
+    if found.state == "running" and where:
+        parts.append(f"on {where[0]['nodes']}")
+    if found.state == "queued":
+        parts += [f"expected {j['start']}" for j in found.jobs[:1] if j["start"]]
+    return "; ".join(parts)

@@ -86,6 +86,8 @@ def main(argv: list[str]) -> int:
     if code == EXIT_DONE:
         return code
     stage_folder = Path(spec["folder"])
+    if spec["kind"] != "work" and _committed(stage_folder, seconds):
+        return EXIT_DONE  # whatever happened after the last line of the work
     job, restart = slurm_job()
     task = job.rpartition("_")[2] if "_" in job else ""
     near_limit = seconds >= NEAR_LIMIT * (spec["timeout_min"] * 60 - spec["lead_s"])
@@ -94,7 +96,10 @@ def main(argv: list[str]) -> int:
     numbers = spec["shards"][index :: spec["width"]] if spec.get("shards") is not None else None
     mark = jobs.mark(stage_folder, numbers, index=index, width=max(1, spec["width"]))
     row = {"job": job, "task": task, "restart": restart, "code": code, "mark": mark, "time": round(time.time(), 3)}
-    spent = crashes(jobs.attempts(stage_folder), task, mark) + 1 if verdict.counts else 0
+    record = jobs.read(stage_folder)
+    ids = {*(record.ids if record else ()), job.partition("_")[0]}
+    rows = [r for r in jobs.attempts(stage_folder) if r["job"].partition("_")[0] in ids]
+    spent = crashes(rows, task, mark) + 1 if verdict.counts else 0
     if verdict.again and spent >= spec["max_crashes"]:
         verdict = Verdict(
             EXIT_OURS,
@@ -112,6 +117,14 @@ def main(argv: list[str]) -> int:
     if spec["requeue"] == "chain":
         return verdict.code  # the next segment goes on
     return requeue(job, _bad_nodes(stage_folder, job, restart), wait_s=float(spec["requeue_wait_s"]))
+
+
+def _committed(stage_folder: Path, seconds: float) -> bool:
+    """Whether this attempt, `seconds` old, wrote the stage's manifest."""
+    try:
+        return (stage_folder / "manifest.json").stat().st_mtime > time.time() - seconds - 5
+    except OSError:
+        return False
 
 
 def requeue(job: str, bad_nodes: list[str], *, wait_s: float) -> int:

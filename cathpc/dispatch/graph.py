@@ -25,6 +25,7 @@ from cathpc.errors import UserError
 from cathpc.models import fetch
 from cathpc.pipeline import Place
 from cathpc.runs import Run
+from cathpc.shards import clear_failed
 from cathpc.shards import done as shards_done
 
 WAIT_S = 300.0
@@ -145,6 +146,7 @@ def _stage(
     by_name = {q.name: q.base for q in seen}
     record.jobs = [replace(p.job, id=by_name.get(p.job.name, "")) for p in planned]
     record.whole = False
+    clear_failed(place.folder)
     for path in place.folder.glob("error.*.json"):
         path.unlink(missing_ok=True)
     jobs.write(place.folder, record)

@@ -20,10 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cathpc import lease, store
+from cathpc import lease, shards, store
 from cathpc.config import Config, from_plain, only
 from cathpc.dispatch import slurm
 from cathpc.errors import (
+    DISK_ERRORS,
     EXIT_AGAIN,
     EXIT_DISK,
     EXIT_FENCED,
@@ -35,7 +36,6 @@ from cathpc.errors import (
 )
 from cathpc.pipeline import BY_NAME
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 _REFUSED = {errno.EACCES, errno.EPERM}
 FOLLOW_S = 300.0
 HOLD_S = 60.0
@@ -190,7 +190,7 @@ def explain(error: BaseException, folder: Path) -> tuple[int, str]:
     """Exit code and one message for an expected failure; `EXIT_OURS` for what is a bug."""
     if isinstance(error, CathpcError):
         return error.exit_code, str(error)
-    if isinstance(error, OSError) and error.errno in _DISK:
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         place = error.filename or folder
         return EXIT_DISK, (
             f"the disk refuses to write {place}: {error.strerror}. Free some space or choose another folder "
@@ -212,6 +212,7 @@ class _Leaver:
 
     def told_to_stop(self, number: int, frame: FrameType | None) -> None:
         """Answer a signal where there is nothing to save: what is marked or committed is kept, the rest is redone."""
+        shards.release(self._folder)  # it was no fault of the shard
         self.leave(EXIT_AGAIN, f"stopped by {signal.Signals(number).name}", "")
 
     def leave(self, code: int, message: str, trace: str) -> None:

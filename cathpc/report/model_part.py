@@ -39,7 +39,7 @@ def training(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     text = (
         f"{train['records']:,} records, {train['tokens']:,} tokens ({train['supervised']:,} of them learned) in "
         f"{train['bins']:,} packed sequences of {packed['seq_len']:,} tokens, {percent(train['efficiency'], 1)} full; "
-        f"{settings['epochs']} epochs on {settings['nodes']} × {settings['ranks_per_node']} ranks at a global batch of "
+        f"{settings['epochs']} epochs on {summary['ranks']} ranks at a global batch of "
         f"{settings['global_batch']} sequences."
     )
     if facts.resumed:

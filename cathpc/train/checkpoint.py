@@ -28,6 +28,7 @@ import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 from cathpc.errors import ChangedError, DataError, DiskError, UserError
+from cathpc.lease import fence, slurm_job
 from cathpc.models.weights import write_json
 from cathpc.train import ranks
 
@@ -152,11 +153,13 @@ def save(folder: Path, engine: Any, step: int, identity: dict[str, Any], *, keep
     """Commit a checkpoint of `engine` after `step` steps; called by all ranks.
 
     `identity` is what a resumed run must share; `notes` go into the manifest. Afterwards the `keep` newest committed
-    ones remain. Raises DiskError on all ranks where one could not write; what was there before stays as it was.
+    ones remain. Raises DiskError on all ranks where one could not write, and FencedError on rank 0 where another attempt
+    owns the training by now; what was there before stays as it was.
     """
     final = folder / folder_name(step)
-    temporary = folder / f".tmp-{final.name}"
+    temporary = folder / ".".join([f".tmp-{final.name}", *map(str, slurm_job())])  # an attempt's own
     if ranks.rank() == 0:
+        fence(folder)
         for stale in folder.glob(".tmp-*"):
             shutil.rmtree(stale, ignore_errors=True)
         if final.exists() and not (final / MANIFEST).exists():
@@ -191,6 +194,7 @@ def save(folder: Path, engine: Any, step: int, identity: dict[str, Any], *, keep
             everything |= json.loads(part.read_text())
             part.unlink()
         _sync_folders(temporary)
+        fence(folder)
         os.rename(temporary, final)
         _fsync(folder)
         data = {

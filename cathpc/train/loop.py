@@ -230,6 +230,7 @@ def _finish(out: Path, pack: Path, train: TrainConfig, total: int) -> dict[str, 
     final: dict[str, Any] = {
         "steps": total,
         "epochs": train.epochs,
+        "ranks": ranks.world_size(),
         "records": len(seen),
         "tokens": trained[-1]["tokens_seen"],
         "supervised_tokens": sum(row["supervised_tokens"] for row in trained),

@@ -66,13 +66,15 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log that count, in order: an attempt that starts at step s supersedes the rows after s before
-    it."""
+    """The rows of a log that count, in order: an attempt that starts at step s supersedes the rows after s before it,
+    and whatever an earlier attempt that still lives writes after it."""
     rows: list[dict[str, Any]] = []
+    attempt = 0
     for row in _lines(path):
         if row.get("start"):
+            attempt = row["attempt"]
             rows = [earlier for earlier in rows if earlier["global_step"] <= row["global_step"]]
-        else:
+        elif row["attempt"] >= attempt:
             rows.append(row)
     return rows
 
