@@ -191,6 +191,7 @@ STAGES: tuple[Stage, ...] = (
         does="the fine-tune",
         place=Place.ranks,
         share=1.0,
+        version=2,
         identity=lambda c: c.train.nodes * c.train.ranks_per_node,  # how they lie on nodes changes no result
     ),
     Stage(

@@ -23,7 +23,7 @@ from cathpc.errors import EXIT_DATA, DataError
 
 FOLDER = ".shards"
 MAX_DEATHS = 8
-"""A shard in which so many processes have died is set aside; nodes that fail and preemptions without grace count too."""
+"""A shard in which so many processes have died is set aside; failed nodes and preemptions without grace count."""
 _DONE, _FAILED, _RUNNING = "", ".failed", ".running"
 
 

@@ -153,8 +153,8 @@ def save(folder: Path, engine: Any, step: int, identity: dict[str, Any], *, keep
     """Commit a checkpoint of `engine` after `step` steps; called by all ranks.
 
     `identity` is what a resumed run must share; `notes` go into the manifest. Afterwards the `keep` newest committed
-    ones remain. Raises DiskError on all ranks where one could not write, and FencedError on rank 0 where another attempt
-    owns the training by now; what was there before stays as it was.
+    ones remain. Raises DiskError on all ranks where one could not write, and FencedError on rank 0 where another
+    attempt owns the training by now; what was there before stays as it was.
     """
     final = folder / folder_name(step)
     temporary = folder / ".".join([f".tmp-{final.name}", *map(str, slurm_job())])  # an attempt's own
