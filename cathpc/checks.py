@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from cathpc.config import Config, choices
-from cathpc.dispatch.config import ClusterKind
+from cathpc.dispatch.config import ClusterKind, faults_of
 from cathpc.errors import UserError
+from cathpc.pipeline import BY_NAME
 
 _Rule = tuple[str, Callable[[Any], bool], str]
 _POSITIVE = "must be greater than 0"
@@ -78,6 +79,16 @@ _RANGES: tuple[_Rule, ...] = (
     ("evaluate.batch_size", lambda v: v > 0, _POSITIVE),
     ("evaluate.resamples", lambda v: v > 0, _POSITIVE),
     ("cluster.timeout_min", lambda v: v > 0, _POSITIVE),
+    ("cluster.short_timeout_min", lambda v: v > 0, _POSITIVE),
+    ("cluster.cpus", lambda v: v > 0, _POSITIVE),
+    ("cluster.cpus_per_rank", lambda v: v > 0, _POSITIVE),
+    ("cluster.mem_gb", lambda v: v >= 0, "must not be negative"),
+    ("cluster.cpu_mem_gb", lambda v: v >= 0, "must not be negative"),
+    ("cluster.lead_s", lambda v: 0 <= v <= 65535, "must lie in 0..65535, the range of Slurm's --signal"),
+    ("cluster.max_crashes", lambda v: v > 0, _POSITIVE),
+    ("cluster.requeue_wait_s", lambda v: v >= 0, "must not be negative"),
+    ("cluster.array_parallelism", lambda v: v > 0, _POSITIVE),
+    ("cluster.segments", lambda v: v > 0, _POSITIVE),
 )
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -125,6 +136,15 @@ def check(config: Config) -> None:
         )
     if train.attention.name == "flash" and not cluster.gpus_per_node:
         faults.append("train.attention is flash: flash-attention needs GPUs (cluster.gpus_per_node); take sdpa on CPUs")
+    if cluster.kind is ClusterKind.slurm:
+        faults += faults_of(cluster)
+        faults += [f"cluster.stages.{n}: there is no such stage" for n in cluster.stages if n not in BY_NAME]
+        for name, width in cluster.arrays.items():
+            if name not in BY_NAME or not BY_NAME[name].sharded:
+                sharded = ", ".join(s.name for s in BY_NAME.values() if s.sharded)
+                faults.append(f"cluster.arrays.{name}: only these stages are arrays: {sharded}")
+            elif width < 1:
+                faults.append(f"cluster.arrays.{name} is {width}: it {_POSITIVE}")
     for key, source in config.dataset.sources.items():
         if bool(source.path) == bool(source.hub):
             faults.append(f"dataset.sources.{key}: give either path (a local file) or hub (an id), one of them")

@@ -137,11 +137,13 @@ def requeue(job: str, bad_nodes: list[str], *, wait_s: float) -> int:
     deadline = time.monotonic() + wait_s
     pause = 1.0
     while True:
-        said = _scontrol("requeue", job)
-        if said is None:
+        seen = _seen(job)
+        if seen == CANCELLED:
+            print(f"cathpc: job {job} was cancelled; it does not come back", file=sys.stderr, flush=True)
+            return EXIT_OURS
+        said = None if seen == BACK else _scontrol("requeue", job)
+        if said is None or "pending" in said.lower():
             break
-        if "already" in said.lower() or "being" in said.lower() or "pending" in said.lower():
-            break  # somebody else, such as a preemption, has put it back
         if time.monotonic() > deadline:
             print(f"cathpc: could not requeue job {job}: {said}", file=sys.stderr, flush=True)
             return EXIT_REQUEUE
@@ -150,11 +152,43 @@ def requeue(job: str, bad_nodes: list[str], *, wait_s: float) -> int:
     if bad_nodes:
         print(f"cathpc: job {job} will not start on {','.join(bad_nodes)}", file=sys.stderr, flush=True)
         for _ in range(5):
-            if _scontrol("update", f"JobId={job}", f"ExcNodeList={','.join(bad_nodes)}") is None:
+            if _scontrol("update", f"JobId={job}", f"ExcNodeList={_excluded(job, bad_nodes)}") is None:
                 break
             time.sleep(0.5)
     time.sleep(LAST_WORDS_S)
     return EXIT_REQUEUE
+
+
+CANCELLED, BACK, OURS = "cancelled", "back in the queue", "ours to requeue"
+
+
+def _fields(job: str) -> dict[str, str]:
+    """What scontrol shows of the job; {} where it cannot be asked."""
+    try:
+        done = subprocess.run(
+            ["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    words = (word.partition("=") for word in done.stdout.split())
+    return {key: value for key, _, value in words} if done.returncode == 0 else {}
+
+
+def _seen(job: str) -> str:
+    """Whose wish it was that the attempt ends, as far as Slurm tells: while the job runs, or at its limit, ours."""
+    fields = _fields(job)
+    if not fields:
+        return OURS
+    if int(fields.get("Restarts", 0)) > slurm_job()[1] or fields.get("JobState") in ("PENDING", "REQUEUED"):
+        return BACK
+    ending = fields.get("JobState") in ("COMPLETING", "CANCELLED")
+    return CANCELLED if ending and fields.get("Reason") not in ("TimeLimit", "NodeDown") else OURS
+
+
+def _excluded(job: str, bad_nodes: list[str]) -> str:
+    """The job's list of excluded nodes with `bad_nodes` in it: an update replaces the whole list."""
+    before = _fields(job).get("ExcNodeList", "(null)")
+    return ",".join([*([] if before in ("(null)", "") else [before]), *bad_nodes])
 
 
 def _scontrol(*words: str) -> str | None:

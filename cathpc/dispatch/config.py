@@ -6,10 +6,21 @@ in the words of Slurm. `python -m cathpc doctor cluster=NAME` checks it before a
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 
 from cathpc.schema import speed
+
+SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.I)
+"""Variables that are kept out of jobs by their names."""
+# fmt: off
+SBATCH_OPTIONS = frozenset((
+    "clusters", "contiguous", "core-spec", "cpu-freq", "delay-boot", "distribution", "gres-flags", "hint",
+    "licenses", "mem-per-cpu", "mincpus", "network", "nice", "nodelist", "power", "prefer", "priority",
+    "reservation", "spread-job", "switches", "thread-spec", "threads-per-core", "tmp", "wckey",
+))
+# fmt: on
 
 
 class ClusterKind(Enum):
@@ -145,3 +156,46 @@ class ClusterConfig:
     """Check the nodes and an all-reduce between them before each attempt of the training."""
     health_command: list[str] = speed(factory=list)
     """A command of the site's that each node must pass too, such as [dcgmi, diag, -r, '1']."""
+
+
+def faults_of(cluster: ClusterConfig) -> list[str]:
+    """What of a cluster config must not reach a script; one message a fault."""
+    faults = []
+    for name in cluster.sbatch:
+        if name.replace("_", "-") not in SBATCH_OPTIONS:
+            faults.append(
+                f"cluster.sbatch.{name} is not an allowed Slurm option. Allowed: {', '.join(sorted(SBATCH_OPTIONS))}; "
+                "partition, account, qos and the like have keys of their own in cluster"
+            )
+    plain = re.compile(r"[\x20-\x7e]*")
+    values = {
+        **{k: getattr(cluster, k) for k in ("partition", "cpu_partition", "network_partition", "account", "qos")},
+        **{k: getattr(cluster, k) for k in ("constraint", "exclude", "gpu_type", "mail", "scratch", "slurm_conf")},
+        **{f"sbatch.{k}": v for k, v in cluster.sbatch.items()},
+        **{f"modules[{n}]": v for n, v in enumerate(cluster.modules)},
+        **{f"stages.{k}.partition": v.partition for k, v in cluster.stages.items()},
+        **{f"env.{k}": v for k, v in cluster.env.items()},
+        "container.image": cluster.container.image,
+    }
+    for key, value in values.items():
+        if not plain.fullmatch(value):
+            faults.append(f"cluster.{key} is {value!r}: it must be one line of plain characters")
+    word = re.compile(r"[A-Za-z0-9._,:@/\[\]&|*()+-]*")
+    for key in ("partition", "cpu_partition", "network_partition", "account", "qos", "constraint", "exclude", "mail"):
+        if not word.fullmatch(values[key]):
+            faults.append(f"cluster.{key} is {values[key]!r}: letters, digits and . _ , : @ [ ] & | - only")
+    if re.search(r"[`\"]|\$\(", cluster.scratch):
+        faults.append(f"cluster.scratch is {cluster.scratch!r}: a path, with variables such as $SLURM_JOB_ID at most")
+    for name in cluster.env:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            faults.append(f"cluster.env.{name}: no name of a variable")
+        elif SECRET.search(name):
+            faults.append(
+                f"cluster.env.{name}: no secrets in scripts; log in once instead (hf auth login, wandb login)"
+            )
+    container = cluster.container
+    if container.runtime is not Runtime.none and not container.image:
+        faults.append("cluster.container.image is empty: name the image, or take cluster.container.runtime=none")
+    if cluster.requeue is Requeue.chain and cluster.segments < 1:
+        faults.append(f"cluster.segments is {cluster.segments}: it must be greater than 0")
+    return faults

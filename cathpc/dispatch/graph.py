@@ -53,7 +53,6 @@ def submit(config: Config, run: Run, *, note: Callable[[str], None] = lambda tex
     does not answer; what was submitted by then is kept and found by the next call.
     """
     cluster = config.cluster
-    script.refuse(cluster)
     queue = _Queue(cluster)
     places = store.places(config)
     refuse_offline(config, places)
@@ -97,11 +96,10 @@ class _Queue:
 
 def scripts(config: Config, places: dict[str, store.Place], logs: Path) -> Iterator[tuple[str, str]]:
     """(name, text) of every script that would be submitted if nothing were finished, with stages for job ids."""
-    script.refuse(config.cluster)
     for name, place in places.items():
         record = jobs.Record(stage=name, run=config.name, nonce="dryrun")
         known: list[str] = []
-        for planned in _planned(place, config, record, None, 1000, logs):
+        for planned in _planned(place, config, record, None, 1000, logs / name):
             inputs = {i: f"<{i}>" for i in place.inputs}
             request = replace(planned.request, dependency=_dependency(planned, inputs, known))
             known.append(f"<{name}>" if planned.job.kind != "work" else f"<{name}.{len(known)}>")

@@ -8,7 +8,6 @@ spec is a JSON file. Whatever comes from a config is quoted; a site's own `setup
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -17,21 +16,11 @@ from typing import Any
 
 import submitit
 
-from cathpc.dispatch.config import ClusterConfig, Requeue, Runtime
+from cathpc.dispatch.config import SECRET, ClusterConfig, Runtime
 from cathpc.dispatch.slurm import QueueError
-from cathpc.errors import UserError
 
-SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.I)
-"""Variables that are kept out of jobs by their names."""
 PASSED = {"network": ("HF_TOKEN",), "report": ("WANDB_API_KEY",)}
 """What a job that needs a key gets of it: by the kind of its place, or by its stage."""
-# fmt: off
-SBATCH_OPTIONS = frozenset((
-    "clusters", "contiguous", "core-spec", "cpu-freq", "delay-boot", "distribution", "gres-flags", "hint",
-    "licenses", "mem-per-cpu", "mincpus", "network", "nice", "nodelist", "power", "prefer", "priority",
-    "reservation", "spread-job", "switches", "thread-spec", "threads-per-core", "tmp", "wckey",
-))
-# fmt: on
 
 
 @dataclass(frozen=True)
@@ -177,18 +166,24 @@ def _setup(request: Request, cluster: ClusterConfig) -> list[str]:
         "trap : TERM USR2  # the job's own processes answer them; this shell lives on to bring the job back",
     ]
     if request.health:
-        run = shlex.join(["srun", "--ntasks-per-node=1", f"--ntasks={request.nodes}", "--kill-on-bad-exit=0"])
+        once = ["srun", "--ntasks-per-node=1", f"--ntasks={request.nodes}", "--kill-on-bad-exit=0"]
+        run = shlex.join([*once, *_inside(request, cluster)])
         lines.append(f"{run} {_python(request, cluster)} -m cathpc.dispatch.health {spec} || exit 75")
     return lines
 
 
 def _srun_args(request: Request, cluster: ClusterConfig) -> list[str]:
-    arguments = ["--export=ALL", "--kill-on-bad-exit=1", f"--cpus-per-task={request.cpus_per_task}"]
+    own = ["--export=ALL", "--kill-on-bad-exit=1", f"--cpus-per-task={request.cpus_per_task}"]
+    return [*own, *_inside(request, cluster)]
+
+
+def _inside(request: Request, cluster: ClusterConfig) -> list[str]:
+    """What srun is told so that its tasks run in the container; Apptainer needs nothing of srun."""
     container = cluster.container
-    if container.runtime is Runtime.pyxis:
-        mounts = [*container.mounts, *(f"{p}:{p}" for p in request.mounts)]
-        arguments += [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]
-    return arguments
+    if container.runtime is not Runtime.pyxis:
+        return []
+    mounts = [*container.mounts, *(f"{p}:{p}" for p in request.mounts)]
+    return [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]
 
 
 def _python(request: Request, cluster: ClusterConfig) -> str:
@@ -205,53 +200,3 @@ def _python(request: Request, cluster: ClusterConfig) -> str:
 
 def _command(request: Request, cluster: ClusterConfig) -> str:
     return f"{_python(request, cluster)} -m cathpc.dispatch.job {shlex.quote(str(request.spec))}"
-
-
-def check(cluster: ClusterConfig) -> list[str]:
-    """What of a cluster config must not reach a script; one message a fault."""
-    faults = []
-    for name in cluster.sbatch:
-        if name.replace("_", "-") not in SBATCH_OPTIONS:
-            faults.append(
-                f"cluster.sbatch.{name} is not an allowed Slurm option. Allowed: {', '.join(sorted(SBATCH_OPTIONS))}; "
-                "partition, account, qos and the like have keys of their own in cluster"
-            )
-    plain = re.compile(r"[\x20-\x7e]*")
-    values = {
-        **{k: getattr(cluster, k) for k in ("partition", "cpu_partition", "network_partition", "account", "qos")},
-        **{k: getattr(cluster, k) for k in ("constraint", "exclude", "gpu_type", "mail", "scratch", "slurm_conf")},
-        **{f"sbatch.{k}": v for k, v in cluster.sbatch.items()},
-        **{f"modules[{n}]": v for n, v in enumerate(cluster.modules)},
-        **{f"stages.{k}.partition": v.partition for k, v in cluster.stages.items()},
-        **{f"env.{k}": v for k, v in cluster.env.items()},
-        "container.image": cluster.container.image,
-    }
-    for key, value in values.items():
-        if not plain.fullmatch(value):
-            faults.append(f"cluster.{key} is {value!r}: it must be one line of plain characters")
-    word = re.compile(r"[A-Za-z0-9._,:@/\[\]&|*()+-]*")
-    for key in ("partition", "cpu_partition", "network_partition", "account", "qos", "constraint", "exclude", "mail"):
-        if not word.fullmatch(values[key]):
-            faults.append(f"cluster.{key} is {values[key]!r}: letters, digits and . _ , : @ [ ] & | - only")
-    if re.search(r"[`\"]|\$\(", cluster.scratch):
-        faults.append(f"cluster.scratch is {cluster.scratch!r}: a path, with variables such as $SLURM_JOB_ID at most")
-    for name in cluster.env:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            faults.append(f"cluster.env.{name}: no name of a variable")
-        elif SECRET.search(name):
-            faults.append(
-                f"cluster.env.{name}: no secrets in scripts; log in once instead (hf auth login, wandb login)"
-            )
-    container = cluster.container
-    if container.runtime is not Runtime.none and not container.image:
-        faults.append("cluster.container.image is empty: name the image, or take cluster.container.runtime=none")
-    if cluster.requeue is Requeue.chain and cluster.segments < 1:
-        faults.append(f"cluster.segments is {cluster.segments}: it must be greater than 0")
-    return faults
-
-
-def refuse(cluster: ClusterConfig) -> None:
-    """Raise `UserError` for a cluster config that `check` finds fault with."""
-    faults = check(cluster)
-    if faults:
-        raise UserError("the cluster's configuration cannot work:\n  " + "\n  ".join(faults))

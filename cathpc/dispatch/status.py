@@ -44,10 +44,11 @@ REASONS = {
     "NodeDown": "its node is down",
     "JobHeldUser": "held",
     "JobHeldAdmin": "held by an administrator",
+    "JobHoldMaxRequeue": "held by Slurm after nodes failed under it again and again",
     "launch failed requeued held": "held by Slurm after nodes failed under it again and again",
 }
 """squeue's reasons in plain words; what is not here is shown as Slurm says it."""
-HELD = ("JobHeldUser", "JobHeldAdmin", "held")
+HELD = ("JobHeld", "JobHold", "held")
 TAIL_BYTES = 65_536
 
 
