@@ -185,7 +185,8 @@ def _train(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
                 log.write({"global_step": step, "eval_loss": 2.31 * 0.992**step, "seconds": {"eval": 1.1}})
         log.close()
     return {
-        "line": f"{STEPS} steps", "steps": STEPS, "ranks": 4, "tokens": 49_152, "first_loss": 2.28, "loss": 1.12, "attempts": 2,
+        "line": f"{STEPS} steps", "steps": STEPS, "ranks": 4,
+        "tokens": 49_152, "first_loss": 2.28, "loss": 1.12, "attempts": 2,
         "seconds": {"data": 0.4, "forward": 61.2, "backward": 118.0, "step": 29.5, "eval": 5.2, "save": 8.1},
     }  # fmt: skip
 

@@ -1,0 +1,193 @@
+"""What becomes of a job when an attempt ends: done, failed for good, or back in the queue."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cathpc.dispatch import attempt, jobs
+from cathpc.dispatch.job import PORTS, ended, port
+
+
+def error(code: int, message: str = "why", **more: Any) -> dict[str, Any]:
+    return {"code": code, "message": message, "time": 1.0, "rank": 0, **more}
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 65, 74, 78])
+def test_these_codes_are_final(code: int) -> None:
+    assert not attempt.judge(code, [], near_limit=False).again
+
+
+@pytest.mark.parametrize("code", [75, 85, 134, 137, 139, 143, 7])
+def test_every_other_code_brings_the_job_back(code: int) -> None:
+    assert attempt.judge(code, [], near_limit=False).again
+
+
+def test_what_a_rank_explained_weighs_more_than_the_signal_that_killed_its_peers() -> None:
+    verdict = attempt.judge(143, [error(65, "no checkpoint is sound")], near_limit=False)
+    assert (verdict.code, verdict.again, verdict.why) == (65, False, "no checkpoint is sound")
+    assert attempt.judge(143, [error(75), error(65)], near_limit=False).code == 65
+
+
+def test_a_stop_that_was_asked_for_counts_as_no_crash_but_a_limit_may() -> None:
+    assert not attempt.judge(143, [error(75, "stopped by USR2")], near_limit=False).counts
+    assert attempt.judge(75, [error(75, "stopped by USR2")], near_limit=True).counts
+
+
+def test_a_killed_rank_counts_and_is_named() -> None:
+    verdict = attempt.judge(137, [], near_limit=False)
+    assert verdict.counts and "SIGKILL" in verdict.why
+
+
+def test_only_crashes_in_a_row_without_progress_count() -> None:
+    rows = [
+        {"task": "", "mark": 2, "counts": True},
+        {"task": "", "mark": 4, "counts": True},
+        {"task": "", "mark": 4, "counts": False},
+        {"task": "7", "mark": 4, "counts": True},
+        {"task": "", "mark": 4, "counts": True},
+    ]
+    assert attempt.crashes(rows, "", 4) == 2
+    assert attempt.crashes(rows, "", 6) == 0
+    assert attempt.crashes(rows, "7", 4) == 1
+
+
+def test_the_mark_is_the_newest_checkpoint_and_the_shards_of_one_task(tmp_path: Path) -> None:
+    assert jobs.mark(tmp_path) == 0
+    for step in (2, 10):
+        (tmp_path / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"step-{step:06d}" / "manifest.json").write_text("{}")
+    (tmp_path / "checkpoints" / "step-000012").mkdir()
+    assert jobs.mark(tmp_path) == 10
+    other = tmp_path / "score"
+    (other / ".shards").mkdir(parents=True)
+    for shard in (0, 1, 4, 5):
+        (other / ".shards" / f"{shard:05d}.json").write_text("{}")
+    assert jobs.mark(other, [4, 8]) == 1
+    assert jobs.mark(other, index=1, width=4) == 2
+
+
+class Scontrol:
+    """Stands in for scontrol beside the tests against a real one: a list of answers, and what was asked."""
+
+    def __init__(self, fields: dict[str, str], *answers: str | None) -> None:
+        self.fields, self.answers, self.asked = fields, list(answers), []
+
+    def __call__(self, *words: str) -> str | None:
+        self.asked.append(words)
+        return self.answers.pop(0) if self.answers else None
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setattr(attempt, "LAST_WORDS_S", 0.0)
+    monkeypatch.setattr(attempt.time, "sleep", lambda seconds: None)
+    path = tmp_path / "spec.json"
+    facts = {
+        "folder": str(tmp_path),
+        "kind": "stage",
+        "timeout_min": 60,
+        "lead_s": 60,
+        "first": 0,
+        "width": 1,
+        "shards": None,
+        "max_crashes": 3,
+        "requeue": "scontrol",
+        "requeue_wait_s": 5,
+        "logs": "/logs",
+    }
+    path.write_text(json.dumps(facts))
+    return path
+
+
+def play(monkeypatch: pytest.MonkeyPatch, slurm: Scontrol) -> Scontrol:
+    monkeypatch.setattr(attempt, "_scontrol", slurm)
+    monkeypatch.setattr(attempt, "_fields", lambda job: slurm.fields)
+    return slurm
+
+
+def test_the_third_crash_without_progress_fails_for_good_and_says_so(
+    spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = play(monkeypatch, Scontrol({"JobState": "RUNNING"}))
+    codes = [attempt.main([str(spec), "137", "10"]) for _ in range(3)]
+    assert codes == [85, 85, 1]
+    assert slurm.asked == [("requeue", "12"), ("requeue", "12")]
+    assert "3 attempts in a row brought no new checkpoint" in jobs.attempts(spec.parent)[-1]["why"]
+
+
+def test_crashes_of_an_earlier_submission_are_forgotten(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, Scontrol({"JobState": "RUNNING"}))
+    for _ in range(2):
+        attempt.main([str(spec), "137", "10"])
+    monkeypatch.setenv("SLURM_JOB_ID", "13")
+    jobs.write(spec.parent, jobs.Record("train", "run", jobs=[jobs.Submitted("a", "stage", "13")]))
+    assert attempt.main([str(spec), "137", "10"]) == 85
+
+
+def test_a_controller_that_does_not_answer_is_asked_again_and_then_the_site_may_requeue(
+    spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = play(monkeypatch, Scontrol({}, "Unable to contact slurm controller", None))
+    assert attempt.requeue("12", [], wait_s=60) == 85
+    assert slurm.asked == [("requeue", "12")] * 2
+    down = play(monkeypatch, Scontrol({}, *["Unable to contact slurm controller"] * 9))
+    assert attempt.requeue("12", [], wait_s=-1) == 85
+    assert len(down.asked) == 1
+
+
+def test_a_cancelled_job_does_not_come_back(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = play(monkeypatch, Scontrol({"JobState": "COMPLETING", "Reason": "None", "Restarts": "0"}))
+    assert attempt.main([str(spec), "143", "10"]) == 1
+    assert slurm.asked == []
+
+
+def test_a_job_that_slurm_has_put_back_itself_is_not_put_back_again(
+    spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = play(monkeypatch, Scontrol({"JobState": "COMPLETING", "Reason": "None", "Restarts": "1"}))
+    assert attempt.main([str(spec), "143", "10"]) == 85
+    assert slurm.asked == []
+
+
+def test_a_bad_node_is_added_to_those_that_the_user_excluded(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = play(monkeypatch, Scontrol({"JobState": "RUNNING", "ExcNodeList": "gpu[5-6]"}))
+    attempt.requeue("12", ["gpu1"], wait_s=5)
+    assert slurm.asked[-1] == ("update", "JobId=12", "ExcNodeList=gpu[5-6],gpu1")
+
+
+def test_an_attempt_that_committed_its_stage_is_done_whatever_its_exit_code(spec: Path) -> None:
+    (spec.parent / "manifest.json").write_text("{}")
+    assert attempt.main([str(spec), "134", "10"]) == 0
+
+
+def test_a_segment_of_a_chain_leaves_going_on_to_the_next_one(spec: Path) -> None:
+    spec.write_text(json.dumps({**json.loads(spec.read_text()), "requeue": "chain"}))
+    assert attempt.main([str(spec), "137", "10"]) == 137
+    jobs.write(spec.parent, jobs.Record("train", "run", jobs=[jobs.Submitted("a", "stage", "12")]))
+    assert ended(spec.parent, "12") is None
+    assert attempt.main([str(spec), "2", "10"]) == 2
+    assert ended(spec.parent, "12") == 2
+    (spec.parent / "manifest.json").write_text("{}")
+    assert ended(spec.parent, "12") == 0
+
+
+def test_two_jobs_and_two_attempts_meet_at_different_ports() -> None:
+    ports = {port(str(job), restart) for job in range(1000, 1200) for restart in range(5)}
+    assert len(ports) == 1000 and ports <= set(PORTS)
+
+
+def test_a_torn_record_is_none_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
+    assert jobs.read(tmp_path) is None
+    jobs.write(tmp_path, jobs.Record("train", "run"))
+    (jobs.folder(tmp_path) / jobs.RECORD).write_text("{")
+    assert jobs.read(tmp_path) is None
+    jobs.add_attempt(tmp_path, {"job": "1", "again": True})
+    with open(jobs.folder(tmp_path) / jobs.ATTEMPTS, "a") as file:
+        file.write('{"job": "1", "ag')
+    assert jobs.attempts(tmp_path) == [{"job": "1", "again": True}]
