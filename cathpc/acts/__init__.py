@@ -29,6 +29,7 @@ ACTS = {
     "chat": "cathpc.acts.chat",
     "compare": "cathpc.acts.compare",
     "doctor": "cathpc.acts.doctor",
+    "drill": "cathpc.acts.drill",
     "gc": "cathpc.acts.gc",
 }
 

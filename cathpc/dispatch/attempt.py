@@ -108,6 +108,8 @@ def main(argv: list[str]) -> int:
             f"{spent} attempts in a row brought no new checkpoint or shard; the last one {verdict.why}. The log: "
             f"{spec['logs']}. `python -m cathpc retry` starts it once more",
         )
+    if verdict.again and _seen(job) == CANCELLED:
+        verdict = Verdict(EXIT_OURS, False, False, "was cancelled; what it had saved or marked is kept")
     jobs.add_attempt(
         stage_folder, {**row, "counts": verdict.counts, "again": verdict.again, "why": verdict.why, "node": _nodes()}
     )
