@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from signal import SIGSEGV
 from typing import Any
 
 from cathpc import store
@@ -52,8 +53,8 @@ def signal(config: Config, job: str, folder: Path) -> None:
 
 
 def kill(config: Config, job: str, folder: Path) -> None:
-    """All ranks die at once, without a word (to Slurm, KILL would mean to cancel the job)."""
-    slurm.ask(config.cluster, "scancel", "--signal=SEGV", job)
+    """All ranks die at once, without a word. (KILL would be read as the wish to cancel the job.)"""
+    slurm.ask(config.cluster, "scancel", f"--signal={SIGSEGV.value}", job)
 
 
 def torn(config: Config, job: str, folder: Path) -> None:
