@@ -27,12 +27,12 @@ def main(arguments: argparse.Namespace) -> int:
     config = compose(arguments.overrides)
     if config.cluster.kind is not ClusterKind.slurm:
         raise UserError("cluster=local runs in the foreground: stop it with Ctrl-C there. With a cluster: cluster=NAME")
-    live = slurm.live(slurm.queue(config.cluster))
+    queue = slurm.queue(config.cluster)
     mine = run_name(config, arguments.overrides)
     ids: list[str] = []
     for name, place in store.places(config).items():
         record = jobs.read(place.folder)
-        here = [i for i in record.ids if i in live] if record else []
+        here = sorted(slurm.live(q for q in queue if record and record.has(id=q.base, name=q.name)), key=int)
         if not record or not here or (arguments.stage and name not in arguments.stage):
             continue
         if record.run != mine and not arguments.shared:

@@ -46,18 +46,30 @@ class Row:
     after: str = ""
 
 
-def submit(config: Config, run: Run, *, note: Callable[[str], None] = lambda text: None) -> list[Row]:
-    """Submit what the experiment lacks; returns a row a stage.
+@contextlib.contextmanager
+def _kept() -> Iterator[None]:
+    """Say of a Slurm that does not answer that nothing is lost."""
+    try:
+        yield
+    except slurm.QueueError as error:
+        raise slurm.QueueError(f"{error}. The same command goes on from here once Slurm answers") from None
+
+
+@_kept()
+def submit(
+    config: Config, run: Run, *, stages: frozenset[str] | None = None, note: Callable[[str], None] = lambda text: None
+) -> list[Row]:
+    """Submit what the experiment lacks; returns a row a stage. With `stages` these alone; their inputs are among them.
 
     Raises `UserError` before the first sbatch where the site cannot run what is asked, and `QueueError` where Slurm
     does not answer; what was submitted by then is kept and found by the next call.
     """
     cluster = config.cluster
     queue = _Queue(cluster)
-    places = store.places(config)
+    places = {n: p for n, p in store.places(config).items() if stages is None or n in stages}
     refuse_offline(config, places)
     limit = slurm.max_array(cluster)
-    site.check(_drafts(config, places, limit), cluster)
+    check_site(config, places)
     config = replace(config, cluster=replace(cluster, arrays=site.capped(cluster)))
     rows: list[Row] = []
     current: dict[str, str] = {}
@@ -75,6 +87,11 @@ def submit(config: Config, run: Run, *, note: Callable[[str], None] = lambda tex
             if record.jobs:
                 current[name] = record.last
     return rows
+
+
+def check_site(config: Config, places: dict[str, store.Place]) -> None:
+    """Raise `UserError` where Slurm would refuse a job of these stages, or let it wait for ever."""
+    site.check(_drafts(config, places, slurm.max_array(config.cluster)), config.cluster)
 
 
 class _Queue:
@@ -97,9 +114,9 @@ class _Queue:
 def scripts(config: Config, places: dict[str, store.Place], logs: Path) -> Iterator[tuple[str, str]]:
     """(name, text) of every script that would be submitted if nothing were finished, with stages for job ids."""
     for name, place in places.items():
-        record = jobs.Record(stage=name, run=config.name, nonce="dryrun")
+        record = jobs.Record(stage=name, run=config.name, nonce="dryrun", logs=str(logs / name))
         known: list[str] = []
-        for planned in _planned(place, config, record, None, 1000, logs / name):
+        for planned in _planned(place, config, record, 1000):
             inputs = {i: f"<{i}>" for i in place.inputs}
             request = replace(planned.request, dependency=_dependency(planned, inputs, known))
             known.append(f"<{name}>" if planned.job.kind != "work" else f"<{name}.{len(known)}>")
@@ -124,56 +141,83 @@ def _stage(
     after = {i: current[i] for i in place.inputs if i in current}
     if place.stage.place is Place.accelerator and "base" in current and fetch.missing(config):
         after["base"] = current["base"]
-    record, seen = jobs.read(place.folder), queue.jobs(place.folder)
+    record = jobs.read(place.folder)
+    seen = [q for q in queue.jobs(place.folder) if record and record.has(id=q.base, name=q.name)]
     live = slurm.live(seen)
     if place.fresh() and not after:
         return Row(name, "up to date"), jobs.Record(stage=name, run=run.name)
-    if record and record.whole and record.last in live:
-        if _stands_on(record, after):
-            run.log(stage=name, event="found", fingerprint=place.fingerprint, jobs=record.ids)
-            return Row(name, "in the queue", ", ".join(record.ids), f"submitted by {record.run}"), record
-        slurm.cancel(config.cluster, live & set(record.ids))  # they wait for jobs that are gone
-        record = None
-    lost = record is not None and not record.whole and any(j.name in {q.name for q in seen} for j in record.jobs)
-    if record is None or not lost:
-        record = jobs.Record(stage=name, run=run.name)
-    shards = _missing(place, config) if place.stage.sharded and not after else None
+    if record and record.whole and record.last in live and _stands_on(record, after):
+        run.log(stage=name, event="found", fingerprint=place.fingerprint, jobs=record.ids)
+        return Row(name, "in the queue", ", ".join(record.ids), f"submitted by {record.run}"), record
     logs = run.logs(name)
-    record.logs, record.after = str(logs), after
-    planned = _planned(place, config, record, shards, limit, logs)
-    by_name = {q.name: q.base for q in seen}
-    record.jobs = [replace(p.job, id=by_name.get(p.job.name, "")) for p in planned]
-    record.whole = False
-    clear_failed(place.folder)
-    for path in place.folder.glob("error.*.json"):
-        path.unlink(missing_ok=True)
+    planned = _rest(place, config, record, after, seen, limit) if record else []
+    if not record or not planned:
+        slurm.cancel(config.cluster, live)  # they wait for jobs that are gone, or nothing would wait for them
+        shards = _missing(place, config) if place.stage.sharded and not after else None
+        record = jobs.Record(stage=name, run=run.name, after=after, shards=shards, logs=str(logs))
+        planned = _planned(place, config, record, limit)
+        record.jobs = [p.job for p in planned]
+        clear_failed(place.folder)
+        for path in place.folder.glob("error.*.json"):
+            path.unlink(missing_ok=True)
+        live = set()
     jobs.write(place.folder, record)
     for number, item in enumerate(planned):
         if record.jobs[number].id:
             continue
-        request = replace(item.request, dependency=_dependency(item, after, [j.id for j in record.jobs]))
+        known = [j.id if j.id in live else "" for j in record.jobs]
+        request = replace(item.request, dependency=_dependency(item, after, known))
         jobs.write_spec(request.spec, request.content)
         record.jobs[number].id = script.send(request, config.cluster)
+        live.add(record.jobs[number].id)
         jobs.write(place.folder, record)
     record.whole = True
     jobs.write(place.folder, record)
     run.log(stage=name, event="submitted", fingerprint=place.fingerprint, jobs=record.ids, after=after)
-    return Row(name, "submitted", ", ".join(record.ids), _what(planned), ", ".join(after)), record
+    return Row(
+        name,
+        "submitted",
+        ", ".join(record.ids),
+        requests.words(place.stage, config, sum(p.job.width for p in planned)),
+        ", ".join(after),
+    ), record
 
 
 def _drafts(config: Config, places: dict[str, store.Place], limit: int) -> list[script.Request]:
     found = []
     for name, place in places.items():
         if not place.fresh():
-            record = jobs.Record(stage=name, run=config.name)
-            found += [p.request for p in _planned(place, config, record, None, limit, Path("logs"))]
+            record = jobs.Record(stage=name, run=config.name, logs="logs")
+            found += [p.request for p in _planned(place, config, record, limit)]
     return found
 
 
-def _planned(
-    place: store.Place, config: Config, record: jobs.Record, shards: list[int] | None, limit: int, logs: Path
+def _planned(place: store.Place, config: Config, record: jobs.Record, limit: int) -> list[requests.Planned]:
+    return requests.plan(place, config, record, shards=record.shards, max_array=limit, logs=Path(record.logs))
+
+
+def _rest(
+    place: store.Place,
+    config: Config,
+    record: jobs.Record,
+    after: dict[str, str],
+    seen: list[slurm.QueueJob],
+    limit: int,
 ) -> list[requests.Planned]:
-    return requests.plan(place, config, record, shards=shards, max_array=limit, logs=logs)
+    """The plan of a submission that was cut short, and in `record` the ids of what Slurm took of it.
+
+    Empty where it was not cut short, where nothing of it lives, or where the same jobs would not be planned now: the
+    shards are divided by the width, so that arrays of two widths would leave some out.
+    """
+    live = slurm.live(seen)
+    if record.whole or not live or not _stands_on(record, after):
+        return []
+    planned = _planned(place, config, record, limit)
+    if [p.job for p in planned] != [replace(job, id="") for job in record.jobs]:
+        return []
+    ids = {q.name: q.base for q in seen if q.base in live}
+    record.jobs = [replace(job, id=job.id or ids.get(job.name, "")) for job in record.jobs]
+    return planned
 
 
 def _missing(place: store.Place, config: Config) -> list[int] | None:
@@ -196,23 +240,9 @@ def _dependency(planned: requests.Planned, after: dict[str, str], known: list[st
     parts = []
     if planned.afterok and after:
         parts.append("afterok:" + ":".join(after.values()))
-    if planned.afterany:
-        parts.append("afterany:" + ":".join(known[n] for n in planned.afterany))
+    if earlier := [known[n] for n in planned.afterany if known[n]]:
+        parts.append("afterany:" + ":".join(earlier))
     return ",".join(parts)
-
-
-def _what(planned: list[requests.Planned]) -> str:
-    """'64 tasks on cpu + 1' for people."""
-    first = planned[0].request
-    width = sum(p.job.width for p in planned)
-    if width:
-        size = f"{width} tasks"
-    elif first.nodes * first.tasks_per_node > 1:
-        size = f"{first.nodes} x {first.tasks_per_node} ranks"
-    else:
-        size = f"{first.cpus_per_task} CPU{'s' * (first.cpus_per_task > 1)}"
-    gpus = f", {first.gpus_per_node} GPU{'s' * (first.gpus_per_node > 1)} a node" if first.gpus_per_node else ""
-    return f"{size}{gpus} on {first.partition or 'the default partition'}"
 
 
 @contextlib.contextmanager

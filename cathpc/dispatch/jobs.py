@@ -50,6 +50,8 @@ class Record:
     jobs: list[Submitted] = field(default_factory=list)
     after: dict[str, str] = field(default_factory=dict)
     """Input stage -> id of the job that this submission waits for."""
+    shards: list[int] | None = None
+    """Those that were missing, where that was known; they are divided over the tasks."""
     whole: bool = False
     """Whether all of `jobs` were submitted."""
     logs: str = ""
@@ -64,6 +66,10 @@ class Record:
     def ids(self) -> list[str]:
         """All ids that are known."""
         return [job.id for job in self.jobs if job.id]
+
+    def has(self, *, id: str, name: str) -> bool:
+        """Whether a job in the queue is one of these; by its name where sbatch took it and its id was lost."""
+        return any(id == job.id or name == job.name for job in self.jobs)
 
 
 def folder(stage_folder: Path) -> Path:

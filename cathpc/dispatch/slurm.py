@@ -82,7 +82,7 @@ def ask(cluster: ClusterConfig, *command: str, timeout_s: float = TIMEOUT_S) -> 
             command, env=environment(cluster), capture_output=True, text=True, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired:
-        raise QueueError(f"{command[0]} did not answer within {timeout_s:.0f} s. Try again later") from None
+        raise QueueError(f"{command[0]} did not answer within {timeout_s:.0f} s") from None
     if done.returncode:
         raise QueueError(f"{command[0]}: {_first(done.stderr or done.stdout)}")
     return done.stdout

@@ -86,7 +86,7 @@ def gather(config: Config) -> tuple[dict[str, StageStatus], str]:
 
 def _stage(place: store.Place, queue: list[slurm.QueueJob], *, known: bool) -> StageStatus:
     record = jobs.read(place.folder)
-    mine = [q for q in queue if record and q.base in record.ids]
+    mine = [q for q in queue if record and record.has(id=q.base, name=q.name)]
     found = StageStatus("waiting", requeues=_requeues(place.folder, record))
     found.jobs = [
         {

@@ -94,17 +94,17 @@ def run_stage(
 
 def _run(name: str, config: Config, place: store.Place, job: str, rank: int, *, last: bool) -> None:
     stage = BY_NAME[name]
-    function = stage.finish() if last else stage.function()
     visible = only(config, stage.config)
     if rank != 0:
         _follow(place, job)
-        function(visible, place.inputs, place.folder)
+        stage.function()(visible, place.inputs, place.folder)
         return
     with lease.held(place.folder, job, job_state=slurm.job_state) as mine:
         if place.fresh():  # another owner finished it between the submission and now
             return
         if mine is None:
             _held_by_another(place)
+        function = stage.finish() if last else stage.function()  # imported where there is work: torch takes seconds
         used = store.begin(place)
         started, clock = time.time(), time.perf_counter()
         summary = function(visible, place.inputs, place.folder)
