@@ -58,6 +58,12 @@ class TryAgainError(CathpcError):
     exit_code = EXIT_AGAIN
 
 
+class LostError(CathpcError):
+    """Another rank, or the network between ranks, is gone."""
+
+    exit_code = EXIT_REQUEUE
+
+
 class ChangedError(CathpcError):
     """Bytes under an existing fingerprint are not those that were recorded."""
 

@@ -51,14 +51,17 @@ def judge(code: int, errors: list[dict[str, Any]], *, near_limit: bool) -> Verdi
     if final:
         first = min(final, key=lambda e: (e["code"] == EXIT_OURS, e["time"]))
         return Verdict(int(first["code"]), False, False, str(first["message"]))
-    again = [e for e in errors if e["code"] in (EXIT_AGAIN, EXIT_REQUEUE)]
+    again = [e for e in errors if e["code"] == EXIT_AGAIN]
     if again:
         return Verdict(EXIT_AGAIN, True, near_limit, str(again[0]["message"]))
     if code in FINAL:
         return Verdict(code, False, False, "" if code == EXIT_DONE else f"ended with code {code}; the log says more")
+    why = f"was killed by {_signal_name(code - 128)}" if code > 128 else f"ended with code {code}"
+    lost = [str(e["message"]) for e in errors if e["code"] == EXIT_REQUEUE]
+    if lost:
+        return Verdict(EXIT_REQUEUE, True, True, f"{why} ({lost[0]})")
     if code in (EXIT_AGAIN, EXIT_REQUEUE):
         return Verdict(code, True, True, f"asked for another attempt (code {code})")
-    why = f"was killed by {_signal_name(code - 128)}" if code > 128 else f"ended with code {code}"
     return Verdict(code, True, True, why)
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cathpc.train.config import TrainConfig
 
 
+@ranks.together()
 def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Train the model of `base` on the rows of `pack`; called by every rank with the same arguments.
 

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from cathpc.errors import LostError
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +42,22 @@ def start(config: TrainConfig) -> None:
     else:
         get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
         deepspeed.init_distributed("nccl", verbose=False)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Raise LostError for what a rank sees when another one, or the network, is gone: a fault of neither code nor data.
+
+    NCCL and the rendezvous raise errors of their own, gloo a RuntimeError that names its source file.
+    """
+    import torch.distributed as dist
+
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        if isinstance(error, dist.DistError) or "gloo/" in str(error):
+            raise LostError(f"lost the other ranks: {str(error).splitlines()[0]}") from error
+        raise
 
 
 def rank() -> int:

@@ -42,6 +42,13 @@ def test_a_killed_rank_counts_and_is_named() -> None:
     assert verdict.counts and "SIGKILL" in verdict.why
 
 
+def test_ranks_that_lost_another_come_back_and_count_unless_that_one_was_told_to_stop() -> None:
+    verdict = attempt.judge(137, [error(85, "lost the other ranks")], near_limit=False)
+    assert (verdict.again, verdict.counts, verdict.why) == (True, True, "was killed by SIGKILL (lost the other ranks)")
+    assert not attempt.judge(137, [error(85), error(75)], near_limit=False).counts
+    assert not attempt.judge(137, [error(85), error(1)], near_limit=False).again
+
+
 def test_only_crashes_in_a_row_without_progress_count() -> None:
     rows = [
         {"task": "", "mark": 2, "counts": True},
