@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.site import DEVCLUSTER, ROOT, USER, Cluster, Site
+from tests.slurm.training import calm, training  # noqa: F401  # fixtures
 
 
 def _missing() -> str:
