@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cathpc import lease
 from cathpc.dispatch import jobs
-from cathpc.errors import EXIT_AGAIN, EXIT_DONE, EXIT_OURS, EXIT_REQUEUE
+from cathpc.errors import EXIT_AGAIN, EXIT_DONE, EXIT_FENCED, EXIT_OURS, EXIT_REQUEUE
 from cathpc.lease import slurm_job
 
 FINAL = frozenset({0, 1, 2, 3, 65, 74, 78})
@@ -92,6 +93,8 @@ def main(argv: list[str]) -> int:
     if spec["kind"] != "work" and _committed(stage_folder, seconds):
         return EXIT_DONE  # whatever happened after the last line of the work
     job, restart = slurm_job()
+    if _outlived(stage_folder, job, restart):
+        return EXIT_FENCED
     task = job.rpartition("_")[2] if "_" in job else ""
     near_limit = seconds >= NEAR_LIMIT * (spec["timeout_min"] * 60 - spec["lead_s"])
     verdict = judge(code, jobs.errors(stage_folder, job, restart), near_limit=near_limit)
@@ -130,6 +133,12 @@ def _committed(stage_folder: Path, seconds: float) -> bool:
         return (stage_folder / "manifest.json").stat().st_mtime > time.time() - seconds - 5
     except OSError:
         return False
+
+
+def _outlived(stage_folder: Path, job: str, restart: int) -> bool:
+    """Whether a later attempt of the job has the stage by now: how this one ends is no news of it."""
+    held = lease.holder(stage_folder) or {}
+    return held.get("job") == job and held["restart"] > restart
 
 
 def requeue(job: str, bad_nodes: list[str], *, wait_s: float) -> int:

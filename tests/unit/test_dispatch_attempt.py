@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cathpc import lease
 from cathpc.dispatch import attempt, jobs
 from cathpc.dispatch.job import PORTS, ended, port
 
@@ -160,6 +161,20 @@ def test_a_job_that_slurm_has_put_back_itself_is_not_put_back_again(
     slurm = play(monkeypatch, Scontrol({"JobState": "COMPLETING", "Reason": "None", "Restarts": "1"}))
     assert attempt.main([str(spec), "143", "10"]) == 85
     assert slurm.asked == []
+
+
+def test_the_end_of_an_attempt_that_a_later_one_replaced_is_not_written_down(
+    spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = play(monkeypatch, Scontrol({"JobState": "RUNNING", "Restarts": "1"}))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with lease.held(spec.parent) as later:
+        assert later
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+        assert attempt.main([str(spec), "137", "10"]) == 3
+        assert (slurm.asked, jobs.attempts(spec.parent)) == ([], [])
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        assert attempt.main([str(spec), "137", "10"]) == 85
 
 
 def test_a_bad_node_is_added_to_those_that_the_user_excluded(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
