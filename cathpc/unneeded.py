@@ -15,6 +15,8 @@ from pathlib import Path
 
 from cathpc import disk, lease, saved
 from cathpc.disk import Size
+from cathpc.dispatch import jobs, slurm
+from cathpc.dispatch.config import ClusterConfig
 from cathpc.errors import UserError
 from cathpc.pipeline import STAGES
 from cathpc.store import MANIFEST, read_json
@@ -23,7 +25,6 @@ DAY_S = 86_400.0
 FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 DOOMED = re.compile(r"\.gc-[0-9a-f]{16}")
 """A folder whose removal had begun."""
-JOBS = Path(".jobs") / "job.json"
 
 
 @dataclass
@@ -133,11 +134,15 @@ def needed(folders: list[Folder], runs: list[Path]) -> tuple[dict[Path, list[str
 
 def _live(folder: Path) -> str:
     """Why nobody may touch `folder` now: somebody works on it, or jobs are queued for it; '' where neither is so."""
-    if lease.holder(folder):
+    if lease.holder(folder, job_state=slurm.job_state):
         return "somebody works on it"
-    if (folder / JOBS).is_file() and not (folder / MANIFEST).is_file():
-        return "jobs for it may be queued"
-    return ""
+    record = jobs.read(folder)
+    if record is None or (folder / MANIFEST).is_file():
+        return ""
+    live = slurm.live_jobs(ClusterConfig(slurm_conf=record.slurm_conf), record.ids)
+    if live is None:
+        return "jobs for it may be queued: Slurm does not answer"
+    return f"job {', '.join(sorted(live))} is queued for it" if live else ""
 
 
 def _leftovers(folder: Path, now: float) -> list[Leftover]:

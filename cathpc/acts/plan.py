@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 
 from cathpc.config import Config, as_plain, compose
-from cathpc.errors import UserError
+from cathpc.dispatch.config import ClusterKind
+from cathpc.errors import TryAgainError, UserError
 
 HELP = "check an experiment and show what would run; changes nothing"
 
@@ -29,7 +31,7 @@ def main(arguments: argparse.Namespace) -> int:
         return 0
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     missing = _missing(config)
-    console.print(stage_table(f"{config.name}: what would run", {} if missing else _states(config)))
+    console.print(stage_table(f"{config.name}: what would run", _states(config, known=not missing)))
     train, pack, cluster = config.train, config.pack, config.cluster
     ranks = train.nodes * train.ranks_per_node
     accumulation = train.global_batch // (train.micro_batch * ranks)
@@ -43,6 +45,8 @@ def main(arguments: argparse.Namespace) -> int:
     )
     for line in missing:
         console.print(f"missing: {line}", markup=False)
+    for line in _refused(config):
+        console.print(f"refused: {line}", markup=False)
     return 0
 
 
@@ -54,11 +58,36 @@ def _missing(config: Config) -> list[str]:
     ]
 
 
-def _states(config: Config) -> dict[str, tuple[str, str]]:
-    from cathpc.store import places
+def _states(config: Config, *, known: bool) -> dict[str, tuple[str, str]]:
+    """Stage -> whether it would run, and what its job asks of a cluster; `known`: whether fingerprints are."""
+    from cathpc.dispatch.requests import words
+    from cathpc.store import places, unnamed_places
 
     try:
-        known = places(config)
+        stages = places(config) if known else unnamed_places(config)
     except UserError as error:
         raise UserError(f"the experiment composes, but cannot run here: {error}") from None
-    return {n: ("up to date" if p.fresh() else "would run", "") for n, p in known.items()}
+    clustered = config.cluster.kind is ClusterKind.slurm
+    return {
+        name: (
+            "up to date" if place.fresh() else "would run" if known else "",
+            f"{place.stage.does}  [{words(place.stage, config)}]" if clustered else "",
+        )
+        for name, place in stages.items()
+    }
+
+
+def _refused(config: Config) -> list[str]:
+    """What the cluster at hand would refuse; nothing where there is none to ask."""
+    if config.cluster.kind is not ClusterKind.slurm or shutil.which("scontrol") is None:
+        return []
+    from cathpc.dispatch import graph
+    from cathpc.store import unnamed_places
+
+    try:
+        graph.check_site(config, unnamed_places(config))
+    except TryAgainError as error:
+        return [f"the cluster cannot be asked: {error}"]
+    except UserError as error:
+        return str(error).splitlines()[1:] or [str(error)]
+    return []

@@ -154,7 +154,8 @@ def _stage(
     if not record or not planned:
         slurm.cancel(config.cluster, live)  # they wait for jobs that are gone, or nothing would wait for them
         shards = _missing(place, config) if place.stage.sharded and not after else None
-        record = jobs.Record(stage=name, run=run.name, after=after, shards=shards, logs=str(logs))
+        conf = config.cluster.slurm_conf
+        record = jobs.Record(name, run.name, after=after, shards=shards, logs=str(logs), slurm_conf=conf)
         planned = _planned(place, config, record, limit)
         record.jobs = [p.job for p in planned]
         clear_failed(place.folder)

@@ -55,6 +55,8 @@ class Record:
     whole: bool = False
     """Whether all of `jobs` were submitted."""
     logs: str = ""
+    slurm_conf: str = ""
+    """Of the cluster, where it is not the machine's own."""
     time: float = field(default_factory=time.time)
 
     @property

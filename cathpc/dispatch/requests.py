@@ -18,9 +18,12 @@ from cathpc.dispatch import jobs
 from cathpc.dispatch.config import JobConfig, Requeue
 from cathpc.dispatch.script import Request
 from cathpc.pipeline import Place, Stage
+from cathpc.progress import duration
 from cathpc.store import Place as Folder
 
 COMMENT = "cathpc"
+WIDTH = 16
+"""Tasks of an array that the config says nothing of."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,19 @@ def shape(stage: Stage, config: Config) -> Shape:
         gpus,
         own.mem_gb or cluster.cpu_mem_gb,
     )
+
+
+def words(stage: Stage, config: Config, width: int | None = None) -> str:
+    """What the stage's job asks for, in a few words; `width` of its array where it is another than the config's."""
+    took = shape(stage, config)
+    if stage.sharded and width != 0:
+        size = f"{width or config.cluster.arrays.get(stage.name, WIDTH)} tasks"
+    elif took.nodes * took.tasks_per_node > 1:
+        size = f"{took.nodes} x {took.tasks_per_node} ranks"
+    else:
+        size = f"{took.cpus} CPU{'s' * (took.cpus > 1)}"
+    gpus = f", {took.gpus} GPU{'s' * (took.gpus > 1)} a node" if took.gpus else ""
+    return f"{size}{gpus} on {took.partition or 'the default partition'}, {duration(took.timeout_min * 60)}"
 
 
 def lead_s(folder: Path, config: Config, stage: Stage) -> int:
@@ -117,7 +133,7 @@ def plan(
             request = _request(place, config, record, job, logs, shards=None)
             planned.append(Planned(job, request, afterok=not number, afterany=(number - 1,) if number else ()))
         return planned
-    width = min(cluster.arrays.get(stage.name, 16), len(shards) if shards is not None else 10**9)
+    width = min(cluster.arrays.get(stage.name, WIDTH), len(shards) if shards is not None else 10**9)
     planned = []
     for number in range(rounds if width else 0):
         before = tuple(range(len(planned)))

@@ -19,6 +19,7 @@ import pytest
 from cathpc import disk, lease, store, unneeded
 from cathpc.acts import gc
 from cathpc.config import compose
+from cathpc.dispatch import jobs
 from cathpc.errors import UserError
 from cathpc.runs import Run, open_run
 
@@ -178,14 +179,24 @@ def test_a_folder_that_somebody_works_on_is_needed(collect: Collect) -> None:
     assert paths(collect()["unneeded"]) == [orphan]
 
 
-def test_a_folder_with_jobs_and_no_manifest_is_needed(collect: Collect) -> None:
+@pytest.mark.parametrize(("queue", "needed"), [({"12"}, True), (None, True), (set(), False)])
+def test_a_folder_for_which_jobs_are_or_may_be_queued_is_needed(
+    collect: Collect, monkeypatch: pytest.MonkeyPatch, queue: set[str] | None, needed: bool
+) -> None:
     make_run()
     orphan = stray()
-    (orphan / ".jobs").mkdir()
-    (orphan / ".jobs" / "job.json").write_text("{}")
-    assert paths(collect()["unneeded"]) == [orphan]
+    jobs.write(orphan, jobs.Record("train", "run", jobs=[jobs.Submitted("name", "stage", "12")]))
+    asked: list[list[str]] = []
+
+    def live_jobs(cluster: object, ids: list[str]) -> set[str] | None:
+        asked.append(ids)
+        return queue
+
+    monkeypatch.setattr(unneeded.slurm, "live_jobs", live_jobs)
+    assert paths(collect()["unneeded"]) == [orphan], "a finished folder needs no job"
     (orphan / store.MANIFEST).unlink()
-    assert collect()["unneeded"] == []
+    assert (collect()["unneeded"] == []) is needed
+    assert asked and set(map(tuple, asked)) == {("12",)}
 
 
 def test_older_than_spares_what_was_changed_since(collect: Collect) -> None:
