@@ -39,7 +39,7 @@ def text(*overrides: str, stage: str = "train") -> str:
 
 
 def test_the_scripts_of_cat70b_are_those_that_were_read_and_approved() -> None:
-    """After a wanted change: CATHPC_WRITE_GOLDEN=1 pytest tests/unit/test_dispatch_script.py, and read the difference."""
+    """After a wanted change run this with CATHPC_WRITE_GOLDEN=1 and read the difference."""
     config = compose(["+experiment=cat70b", "cluster=a100_2x8"])
     found = graph.scripts(config, store.unnamed_places(config), Path("/runs/cat70b/logs"))
     whole = "\n".join(f"# --- {name} ---\n{body}" for name, body in found)
