@@ -10,7 +10,7 @@ import pytest
 from cathpc.dispatch import jobs
 from tests.slurm.training import Training, assert_same
 
-pytestmark = [pytest.mark.slurm, pytest.mark.faults]
+pytestmark = [pytest.mark.slurm, pytest.mark.faults, pytest.mark.timeout(1200)]  # with the fixtures of the session
 Make = Callable[..., Training]
 
 

@@ -8,12 +8,11 @@ import pytest
 
 from tests.slurm.training import Training, assert_same
 
-pytestmark = [pytest.mark.slurm, pytest.mark.faults]
+pytestmark = [pytest.mark.slurm, pytest.mark.faults, pytest.mark.timeout(1200)]  # with the fixtures of the session
 Make = Callable[..., Training]
 FOUR_MINUTES = ("cluster.timeout_min=4", "cluster.lead_s=45")
 
 
-@pytest.mark.timeout(1200)
 def test_fault_01_wall_clock_one_requeue_and_no_step_is_lost(training: Make, calm: Make) -> None:
     one = training(*FOUR_MINUTES)
     one.submit(pace_s=10)
@@ -43,7 +42,6 @@ def test_fault_02_four_windows_in_a_row_equal_an_uninterrupted_training(training
     assert times["export"][0] >= times["train"][1], "what depends on the training ran after it"
 
 
-@pytest.mark.timeout(1200)
 def test_fault_02_a_training_that_is_stopped_seven_times_hits_no_cap(training: Make, calm: Make) -> None:
     one = training("cluster.max_crashes=2")
     one.submit(pace_s=1)

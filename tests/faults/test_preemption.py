@@ -9,7 +9,7 @@ import pytest
 from tests.slurm.site import wait
 from tests.slurm.training import INTERVAL, Training, assert_same, preempt
 
-pytestmark = [pytest.mark.slurm, pytest.mark.faults]
+pytestmark = [pytest.mark.slurm, pytest.mark.faults, pytest.mark.timeout(1200)]  # with the fixtures of the session
 Make = Callable[..., Training]
 
 

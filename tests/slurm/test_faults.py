@@ -12,7 +12,7 @@ import pytest
 from tests.slurm.site import Site
 from tests.slurm.training import Training, assert_same, preempt
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]  # with the fixtures of the session
 Make = Callable[..., Training]
 
 
