@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.harness import complaint
 from tests.slurm.hooks import let, plant, reached
 from tests.slurm.rerun import (
     FAST,
@@ -195,3 +196,32 @@ def test_fault_17_two_runs_that_share_stages_at_once_share_their_jobs(finished: 
         site.must("cancel", *other, "--shared")
         site.must("cancel", *FAST)
         wait(lambda: not site.queue(), 60, what="an empty queue")
+
+
+def test_fault_16_a_reply_that_is_lost_costs_no_second_job_and_the_run_ends_as_undisturbed(
+    finished: Site, site: Site
+) -> None:
+    without(finished, site, "score")
+    code = """
+@after_import("cathpc.dispatch.script")
+def patch(module):
+    inner = module.send
+    def send(request, cluster):
+        found = inner(request, cluster)
+        if once(request.name):
+            from cathpc.dispatch.slurm import QueueError
+            raise QueueError("sbatch: Batch job submission failed: Socket timed out on send/recv operation")
+        return found
+    module.send = send
+"""
+    hooks = plant(site, code)
+    lost = 0
+    with reserved(site):
+        while (done := site.run(*FAST, **hooks)).returncode:
+            assert "Socket timed out" in complaint(done)
+            lost += 1
+            assert lost <= 20
+    site.settled()
+    once_each(site, *downstream("score"))
+    assert lost == len(submitted(site))
+    all_well(finished, site, *downstream("score"))

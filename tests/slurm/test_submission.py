@@ -46,10 +46,10 @@ def test_fault_15_slurmctld_down_at_submit_is_one_clear_error_and_the_same_comma
     assert refused.returncode == 2
     assert re.search(r"squeue: .*Unable to contact.*same command goes on", complaint(refused))
     assert not submitted(site) and not list(site.store.glob("*/*/.jobs/job.json"))
-    site.must(*FAST)
-    site.settled()
-    once_each(site, *downstream("score"))
-    all_well(finished, site, *downstream("score"))
+    with reserved(site):
+        site.must(*FAST)
+        once_each(site, *downstream("score"))
+        assert site.must("cancel", *FAST).count("cancelled") == len(downstream("score"))
 
 
 def test_fault_16_a_command_killed_after_sbatch_took_the_job_finds_it_again(finished: Site, site: Site) -> None:
@@ -61,8 +61,7 @@ def test_fault_16_a_command_killed_after_sbatch_took_the_job_finds_it_again(fini
         assert site.record("score")["jobs"][0]["id"] == "", "its id was not written down"
         assert f"{lost}, " in site.must(*FAST)
         assert once_each(site, *downstream("score"))["score.w0.0"] == lost
-    site.settled()
-    all_well(finished, site, *downstream("score"))
+        assert site.must("cancel", *FAST).count("cancelled") == len(downstream("score"))
 
 
 def test_fault_17_the_same_command_twice_at_once_makes_one_set_of_jobs_and_both_print_it(site: Site) -> None:
