@@ -133,7 +133,8 @@ class ClusterConfig:
     scratch: str = speed("")
     """Node-local folder for temporary files (TMPDIR), such as /scratch/$SLURM_JOB_ID."""
     offline_nodes: bool = speed(True)
-    """Compute nodes reach no network; the Hub libraries and W&B are switched offline there."""
+    """Compute nodes reach no network: the Hub libraries and W&B are switched offline in every job but those of the
+    network partition, and W&B's files are sent from the login node."""
     mail: str = speed("")
     """Address that Slurm mails when a job fails."""
     sbatch: dict[str, str] = speed(factory=dict)

@@ -90,6 +90,7 @@ srun --unbuffered --output /runs/cat70b/logs/base/%j_%t_log.out --export=ALL --k
 
 # setup
 umask 077
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -127,6 +128,7 @@ srun --unbuffered --output /runs/cat70b/logs/reference/%j_%t_log.out --export=AL
 
 # setup
 umask 077
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -164,6 +166,7 @@ srun --unbuffered --output /runs/cat70b/logs/pool/%j_%t_log.out --export=ALL --k
 
 # setup
 umask 077
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -201,6 +204,7 @@ srun --unbuffered --output /runs/cat70b/logs/refusal/%j_%t_log.out --export=ALL 
 
 # setup
 umask 077
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -237,6 +241,7 @@ srun --unbuffered --output /runs/cat70b/logs/score/%A_%a_%t_log.out --export=ALL
 
 # setup
 umask 077
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -273,6 +278,7 @@ srun --unbuffered --output /runs/cat70b/logs/score/%j_%t_log.out --export=ALL --
 
 # setup
 umask 077
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -311,6 +317,7 @@ srun --unbuffered --output /runs/cat70b/logs/select/%j_%t_log.out --export=ALL -
 
 # setup
 umask 077
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -347,6 +354,7 @@ srun --unbuffered --output /runs/cat70b/logs/cards/%A_%a_%t_log.out --export=ALL
 
 # setup
 umask 077
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -383,6 +391,7 @@ srun --unbuffered --output /runs/cat70b/logs/cards/%j_%t_log.out --export=ALL --
 
 # setup
 umask 077
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -421,6 +430,7 @@ srun --unbuffered --output /runs/cat70b/logs/pack/%j_%t_log.out --export=ALL --k
 
 # setup
 umask 077
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -458,6 +468,7 @@ srun --unbuffered --output /runs/cat70b/logs/train/%j_%t_log.out --export=ALL --
 
 # setup
 umask 077
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -495,6 +506,7 @@ srun --unbuffered --output /runs/cat70b/logs/export/%j_%t_log.out --export=ALL -
 
 # setup
 umask 077
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -531,6 +543,7 @@ srun --unbuffered --output /runs/cat70b/logs/evaluate/%j_%t_log.out --export=ALL
 
 # setup
 umask 077
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
