@@ -156,6 +156,14 @@ def _name(place: Folder, record: jobs.Record, kind: str) -> str:
     return f"{COMMENT}.{place.stage.name}.{place.fingerprint}.{record.nonce}.{kind}"
 
 
+def _mounts(config: Config) -> tuple[Path, ...]:
+    """Folders that a container must see: the run's own, and where data and models of the user's own lie."""
+    own = [name for name in (config.model.base, config.gpt.base, config.refusal.base, config.cards.model) if name]
+    folders = [config.paths.store, config.paths.runs, config.paths.cache, os.getcwd(), config.dataset.root]
+    folders += [name for name in own if ":" not in name and name[0] in "./~"]
+    return tuple(dict.fromkeys(Path(folder).expanduser().absolute() for folder in folders if folder))
+
+
 def _request(
     place: Folder,
     config: Config,
@@ -205,9 +213,7 @@ def _request(
         width=job.width or None,
         place=stage.place.name,
         lead_s=lead,
-        mounts=tuple(
-            Path(p).absolute() for p in (config.paths.store, config.paths.runs, config.paths.cache, os.getcwd())
-        ),
+        mounts=_mounts(config),
         comment=record.run,
         exclusive=cluster.exclusive and stage.place is Place.ranks,
         health=cluster.health_check and stage.place is Place.ranks and ranks > 1,

@@ -166,6 +166,17 @@ def test_a_site_gets_its_modules_environment_scratch_mail_and_own_lines() -> Non
         assert line in found.splitlines(), line
 
 
+def test_nodes_without_a_network_are_told_so_and_those_with_one_are_not() -> None:
+    switches = "export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline"
+    assert switches in text(stage="report").splitlines() and switches not in text(stage="pull")
+    assert switches not in text("cluster.offline_nodes=false", stage="report")
+
+
+def test_a_container_sees_the_users_own_data_and_models() -> None:
+    found, _ = request("dataset.root=/data/mine", "model.base=/models/llama", stage="pull")
+    assert {Path("/data/mine"), Path("/models/llama"), Path("store").absolute()} <= set(found.mounts)
+
+
 def test_a_container_of_pyxis_or_apptainer_holds_the_work_and_its_folders() -> None:
     pyxis = text("cluster.container.runtime=pyxis", "cluster.container.image=/images/cathpc.sqsh")
     work = pyxis.splitlines()[-1]
