@@ -156,7 +156,7 @@ def _name(place: Folder, record: jobs.Record, kind: str) -> str:
     return f"{COMMENT}.{place.stage.name}.{place.fingerprint}.{record.nonce}.{kind}"
 
 
-def _mounts(config: Config) -> tuple[Path, ...]:
+def mounts(config: Config) -> tuple[Path, ...]:
     """Folders that a container must see: the run's own, and where data and models of the user's own lie."""
     own = [name for name in (config.model.base, config.gpt.base, config.refusal.base, config.cards.model) if name]
     folders = [config.paths.store, config.paths.runs, config.paths.cache, os.getcwd(), config.dataset.root]
@@ -213,7 +213,7 @@ def _request(
         width=job.width or None,
         place=stage.place.name,
         lead_s=lead,
-        mounts=_mounts(config),
+        mounts=mounts(config),
         comment=record.run,
         exclusive=cluster.exclusive and stage.place is Place.ranks,
         health=cluster.health_check and stage.place is Place.ranks and ranks > 1,

@@ -173,8 +173,9 @@ def test_nodes_without_a_network_are_told_so_and_those_with_one_are_not() -> Non
 
 
 def test_a_container_sees_the_users_own_data_and_models() -> None:
-    found, _ = request("dataset.root=/data/mine", "model.base=/models/llama", stage="pull")
-    assert {Path("/data/mine"), Path("/models/llama"), Path("store").absolute()} <= set(found.mounts)
+    found = requests.mounts(compose([*SMOKE, "dataset.root=/data/mine", "model.base=/models/llama"]))
+    assert {Path("/data/mine"), Path("/models/llama"), Path("store").absolute()} <= set(found)
+    assert not any("random:" in str(path) for path in found), "no folder: the model of another stage"
 
 
 def test_a_container_of_pyxis_or_apptainer_holds_the_work_and_its_folders() -> None:
