@@ -225,3 +225,18 @@ def patch(module):
     once_each(site, *downstream("score"))
     assert lost == len(submitted(site))
     all_well(finished, site, *downstream("score"))
+
+
+def test_fault_18_what_was_left_of_another_width_is_ended_before_the_shards_are_divided_anew(
+    finished: Site, site: Site
+) -> None:
+    without(finished, site, "score")
+    with reserved(site):
+        killed = site.run(*FAST, **plant(site, DIE_AT_EVENT), DIE_AT="8")  # the array's id is written down
+        assert killed.returncode == -9
+        (old,) = submitted(site)["score.w0.0"]
+        site.must(*FAST, "cluster.arrays.score=3")
+        assert once_each(site, *downstream("score"), states="pending")["score.w0.0"] != old
+        assert site.record("score")["jobs"][0]["width"] == 3
+    site.settled()
+    all_well(finished, site, *downstream("score"))
