@@ -240,7 +240,7 @@ def patch(module):
 
 
 def test_cancel_ends_the_jobs_of_one_run_alone_and_the_same_command_goes_on(finished: Site, site: Site) -> None:
-    without(finished, site, "score", "train")
+    without(finished, site, "score")
     other = (*FAST, "train.lr=2e-3")
     site.must(*FAST, **plant(site, HOLD_SHARD_3))
     reached(site, "at-shard-3")
@@ -250,8 +250,13 @@ def test_cancel_ends_the_jobs_of_one_run_alone_and_the_same_command_goes_on(fini
     assert set(re.findall(r"^(\w+): cancelled", left, re.M)) == set(downstream("train"))
     kept = site.must("status", *FAST)
     assert "running" in kept and "cancelled" not in kept.lower()
-    ended = site.must("cancel", *FAST)
-    assert set(re.findall(r"^(\w+): cancelled", ended, re.M)) == set(AFTER)
+    site.must(*other)
+    spared = site.must("cancel", *FAST)
+    assert "score: left alone, smoke-" in spared and "waits for it" in spared
+    assert set(re.findall(r"^(\w+): cancelled", spared, re.M)) == set(downstream("train"))
+    assert len(site.queue()) >= len(AFTER), "all jobs that the other run needs"
+    ended = site.must("cancel", *FAST, "--shared")  # the other run's jobs, which wait for these, are ended by Slurm
+    assert set(re.findall(r"^(\w+): cancelled", ended, re.M)) == set(AFTER) - set(downstream("train"))
     wait(lambda: not site.queue(), 90, what="an empty queue: the task that ran does not come back")
     assert "CANCELLED" in site.history(site.record("score")["jobs"][0]["id"])
     assert "no job of it is in the queue" in site.must("cancel", *FAST)
