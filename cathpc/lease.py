@@ -167,6 +167,12 @@ def release(lease: Lease) -> None:
         lease.path.unlink(missing_ok=True)
 
 
+def release_all() -> None:
+    """Give free whatever this process holds, before it ends without unwinding."""
+    for lease in list(_held):
+        release(lease)
+
+
 @contextlib.contextmanager
 def held(folder: Path, job: str = "", *, job_state: JobState = _unknown) -> Iterator[Lease | None]:
     """`take` for the length of a block; yields None where another holds it."""

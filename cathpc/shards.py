@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cathpc.broken import Died, passes
-from cathpc.errors import EXIT_DATA, DataError
+from cathpc.errors import EXIT_DATA, CathpcError, DataError
 
 FOLDER = ".shards"
 MAX_DEATHS = 8
 """A shard in which so many processes have died is set aside; failed nodes and preemptions without grace count."""
+MAX_IN_A_ROW = 3
+"""Shards that may fail one after the other in a process before it is taken for sick: a GPU in error, a full memory."""
 _DONE, _FAILED, _RUNNING = "", ".failed", ".running"
 
 
@@ -76,6 +78,16 @@ def _all(out: Path, kind: str) -> dict[int, dict[str, Any]]:
 def done(out: Path) -> dict[int, dict[str, Any]]:
     """The facts of every shard that is done, by number."""
     return _all(out, _DONE)
+
+
+def marked(out: Path) -> set[int]:
+    """Numbers of the shards that are done, by the names of their markers alone: one listing, however many they are."""
+    try:
+        with os.scandir(out / FOLDER) as entries:
+            stems = [e.name.removesuffix(".json") for e in entries if e.name.endswith(".json")]
+    except FileNotFoundError:
+        return set()
+    return {int(stem) for stem in stems if stem.isdigit()}
 
 
 def failed(out: Path) -> dict[int, dict[str, Any]]:
@@ -153,6 +165,7 @@ def each(
     todo = [n for n in numbers if not is_done(out, n) and not _path(out, n, _FAILED).exists()]
     begun = {n: _path(out, n, _RUNNING).exists() for n in todo}
     loaded = False
+    in_a_row = 0
     for number in sorted(todo, key=lambda n: not begun[n]):
         if not begun[number] and not loaded:
             ready()
@@ -169,11 +182,18 @@ def each(
             clock = time.perf_counter()
             facts = work(number, begun[number])
             mark(out, number, **{"seconds": round(time.perf_counter() - clock, 3), **facts})
+            in_a_row = 0
         except BaseException as error:  # a panic of a Rust library is no Exception
             if passes(error) and getattr(error, "exit_code", None) != EXIT_DATA:
                 raise
             reason = "data" if isinstance(error, DataError) else "died" if isinstance(error, Died) else "error"
             facts = {"reason": reason, "type": type(error).__name__, "message": str(error)}
             _put(out, number, _FAILED, {**facts, "log": traceback.format_exc()})
+            in_a_row += reason == "error" and not begun[number]
+            if in_a_row >= MAX_IN_A_ROW:
+                raise CathpcError(
+                    f"{in_a_row} shards in a row failed, the last one (shard {number}) with {facts['type']}: "
+                    f"{facts['message']}. That is hardly their fault: the others of this task are left alone"
+                ) from error
         finally:
             marker.unlink(missing_ok=True)

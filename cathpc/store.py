@@ -221,6 +221,7 @@ def commit(
         "inputs": used,
         "outputs": outputs,
         "summary": summary,
+        "attempt": list(lease.slurm_job()),
         "seconds": round(seconds, 3),
         "started": started,
         "versions": versions,

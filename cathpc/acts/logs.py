@@ -48,6 +48,9 @@ def main(arguments: argparse.Namespace) -> int:
         task = f"{facts['job']}_{facts['task']}" if facts.get("task") not in (None, "") else str(facts.get("job", "*"))
         pattern = f"{task}_{arguments.rank}_log.out"
     files = sorted(folder.glob(pattern), key=lambda p: p.stat().st_mtime)
+    if not files:  # a shard may have been done for another run
+        everywhere = Path(config.paths.runs).absolute().glob(f"*/logs/{arguments.stage}/{pattern}")
+        files = sorted(everywhere, key=lambda p: p.stat().st_mtime)
     if not files:
         raise UserError(f"there is no log {folder / pattern} yet: `status` says what {place.stage.name} waits for")
     if arguments.path:

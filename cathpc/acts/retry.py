@@ -7,7 +7,7 @@ import argparse
 from cathpc.acts import run
 from cathpc.config import compose
 from cathpc.dispatch.config import ClusterKind
-from cathpc.errors import CathpcError
+from cathpc.errors import CathpcError, UserError
 from cathpc.pipeline import BY_NAME
 
 HELP = "once more what failed: shards set aside, stages out of attempts, held jobs"
@@ -25,19 +25,25 @@ def main(arguments: argparse.Namespace) -> int:
     from cathpc.dispatch import jobs, slurm
     from cathpc.dispatch.status import HELD
 
+    if arguments.shard is not None and arguments.stage is None:
+        raise UserError("--shard needs --stage: score and cards both have shards")
     config = compose(arguments.overrides)
     clustered = config.cluster.kind is ClusterKind.slurm
     queue = slurm.queue(config.cluster) if clustered else []
     for name, place in store.places(config).items():
         if arguments.stage not in (None, name) or not place.folder.is_dir():
             continue
+        record = jobs.read(place.folder)
+        mine = [q for q in queue if record and record.has(id=q.base, name=q.name)]
         failed = shards.failed(place.folder)
+        if failed and slurm.live(mine):
+            print(f"{name}: left alone, its jobs are not through yet; retry it then, or cancel them first")
+            continue
         wanted = [n for n in failed if arguments.shard is None or n in arguments.shard]
         if wanted:
             shards.clear_failed(place.folder, wanted)
             print(f"{name}: {len(wanted)} shard{'s' * (len(wanted) != 1)} will be tried again")
-        record = jobs.read(place.folder)
-        held = {q.base for q in queue if record and q.base in record.ids and any(w in q.reason for w in HELD)}
+        held = {q.base for q in mine if any(w in q.reason for w in HELD)}
         for job in sorted(held):
             try:
                 slurm.ask(config.cluster, "scontrol", "release", job)

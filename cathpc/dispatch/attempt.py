@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,11 @@ from cathpc.lease import slurm_job
 
 FINAL = frozenset({0, 1, 2, 3, 65, 74, 78})
 """Codes after which another attempt would end the same way."""
+WORDLESS = frozenset({1, 2, 3})
+"""Final where a rank explained it; srun that could not start, and a Python that could not import, say the same."""
 NEAR_LIMIT = 0.9
 LAST_WORDS_S = 90.0
+WAIT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,15 @@ def judge(code: int, errors: list[dict[str, Any]], *, near_limit: bool) -> Verdi
     if final:
         first = min(final, key=lambda e: (e["code"] == EXIT_OURS, e["time"]))
         return Verdict(int(first["code"]), False, False, str(first["message"]))
-    again = [e for e in errors if e["code"] == EXIT_AGAIN]
-    if again:
-        return Verdict(EXIT_AGAIN, True, near_limit, str(again[0]["message"]))
-    if code in FINAL:
-        return Verdict(code, False, False, "" if code == EXIT_DONE else f"ended with code {code}; the log says more")
     why = f"was killed by {_signal_name(code - 128)}" if code > 128 else f"ended with code {code}"
+    again = [str(e["message"]) for e in errors if e["code"] == EXIT_AGAIN]
+    if code > 128 and again and all("SIGTERM" in message for message in again):
+        # A rank crashed; srun told the others to stop, and they say so. Slurm's own warning is USR2.
+        return Verdict(EXIT_AGAIN, True, True, f"{why} ({again[0]})")
+    if again:
+        return Verdict(EXIT_AGAIN, True, near_limit, again[0])
+    if code in FINAL - WORDLESS:
+        return Verdict(code, False, False, "" if code == EXIT_DONE else f"{why}; the log says more")
     lost = [str(e["message"]) for e in errors if e["code"] == EXIT_REQUEUE]
     if lost:
         return Verdict(EXIT_REQUEUE, True, True, f"{why} ({lost[0]})")
@@ -73,10 +79,10 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def crashes(rows: list[dict[str, Any]], task: str, mark: int) -> int:
+def crashes(rows: list[dict[str, Any]], index: int, mark: int) -> int:
     """How many attempts of this task in a row counted and left the stage at `mark`."""
     count = 0
-    for row in reversed([r for r in rows if r.get("task") == task]):
+    for row in reversed([r for r in rows if r.get("index") == index]):
         if row.get("mark") != mark:
             break
         count += bool(row.get("counts"))
@@ -84,28 +90,46 @@ def crashes(rows: list[dict[str, Any]], task: str, mark: int) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """End an attempt; returns the exit code of the job's shell."""
-    spec = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
+    """End an attempt; returns the exit code of the job's shell.
+
+    A disk that refuses the bookkeeping hinders no requeue: what a job has saved is worth more than a line about it.
+    """
     code, seconds = int(argv[1]), float(argv[2])
     if code == EXIT_DONE:
         return code
-    stage_folder = Path(spec["folder"])
-    if spec["kind"] != "work" and _committed(stage_folder, seconds):
-        return EXIT_DONE  # whatever happened after the last line of the work
     job, restart = slurm_job()
+    try:
+        spec = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
+        verdict = _account(spec, code, seconds, job, restart)
+    except (OSError, ValueError) as error:
+        print(f"cathpc: job {job}: could not write down its attempt: {error}", file=sys.stderr, flush=True)
+        return requeue(job, [], wait_s=WAIT_S) if judge(code, [], near_limit=False).again else code
+    if not verdict.again or spec["requeue"] == "chain":
+        return verdict.code  # the next segment of a chain goes on
+    return requeue(job, _bad_nodes(Path(spec["folder"]), job, restart), wait_s=float(spec["requeue_wait_s"]))
+
+
+def _account(spec: dict[str, Any], code: int, seconds: float, job: str, restart: int) -> Verdict:
+    """Judge the attempt, count it and write it down."""
+    stage_folder = Path(spec["folder"])
+    if spec["kind"] != "work" and _committed(stage_folder, job, restart):
+        return Verdict(EXIT_DONE, False, False, "")  # whatever happened after the last line of the work
     if _outlived(stage_folder, job, restart):
-        return EXIT_FENCED
-    task = job.rpartition("_")[2] if "_" in job else ""
+        return Verdict(EXIT_FENCED, False, False, "")
     near_limit = seconds >= NEAR_LIMIT * (spec["timeout_min"] * 60 - spec["lead_s"])
     verdict = judge(code, jobs.errors(stage_folder, job, restart), near_limit=near_limit)
-    index = spec["first"] + int(task or 0)
+    index = spec["first"] + (int(job.rpartition("_")[2]) if "_" in job else 0)
     numbers = spec["shards"][index :: spec["width"]] if spec.get("shards") is not None else None
     mark = jobs.mark(stage_folder, numbers, index=index, width=max(1, spec["width"]))
-    row = {"job": job, "task": task, "restart": restart, "code": code, "mark": mark, "time": round(time.time(), 3)}
+    seen = _seen(job) if verdict.again and spec["requeue"] != "chain" else OURS
+    if seen == CANCELLED:
+        verdict = Verdict(EXIT_OURS, False, False, "was cancelled; what it had saved or marked is kept")
+    elif seen == BACK:  # preempted, or its node was lost: Slurm has put it back
+        verdict = replace(verdict, counts=False)
     record = jobs.read(stage_folder)
     ids = {*(record.ids if record else ()), job.partition("_")[0]}
     rows = [r for r in jobs.attempts(stage_folder) if r["job"].partition("_")[0] in ids]
-    spent = crashes(rows, task, mark) + 1 if verdict.counts else 0
+    spent = crashes(rows, index, mark) + 1 if verdict.counts else 0
     if verdict.again and spent >= spec["max_crashes"]:
         verdict = Verdict(
             EXIT_OURS,
@@ -114,25 +138,20 @@ def main(argv: list[str]) -> int:
             f"{spent} attempts in a row brought no new checkpoint or shard; the last one {verdict.why}. The log: "
             f"{spec['logs']}. `python -m cathpc retry` starts it once more",
         )
-    if verdict.again and _seen(job) == CANCELLED:
-        verdict = Verdict(EXIT_OURS, False, False, "was cancelled; what it had saved or marked is kept")
-    jobs.add_attempt(
-        stage_folder, {**row, "counts": verdict.counts, "again": verdict.again, "why": verdict.why, "node": _nodes()}
-    )
+    row = {"job": job, "index": index, "restart": restart, "code": code, "mark": mark, "time": round(time.time(), 3)}
+    told = {"counts": verdict.counts, "again": verdict.again, "why": verdict.why}
+    jobs.add_attempt(stage_folder, {**row, **told, "node": _nodes()})
     print(f"cathpc: attempt {restart + 1} of job {job}: {verdict.why}", file=sys.stderr, flush=True)
-    if not verdict.again:
-        return verdict.code
-    if spec["requeue"] == "chain":
-        return verdict.code  # the next segment goes on
-    return requeue(job, _bad_nodes(stage_folder, job, restart), wait_s=float(spec["requeue_wait_s"]))
+    return verdict
 
 
-def _committed(stage_folder: Path, seconds: float) -> bool:
-    """Whether this attempt, `seconds` old, wrote the stage's manifest."""
+def _committed(stage_folder: Path, job: str, restart: int) -> bool:
+    """Whether this attempt wrote the stage's manifest."""
     try:
-        return (stage_folder / "manifest.json").stat().st_mtime > time.time() - seconds - 5
-    except OSError:
+        manifest = json.loads((stage_folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False
+    return bool(manifest.get("attempt") == [job, restart])
 
 
 def _outlived(stage_folder: Path, job: str, restart: int) -> bool:
@@ -163,7 +182,9 @@ def requeue(job: str, bad_nodes: list[str], *, wait_s: float) -> int:
             return EXIT_REQUEUE
         time.sleep(pause)
         pause = min(30.0, pause * 2)
-    if bad_nodes:
+    if bad_nodes and not _spare(job, bad_nodes):
+        print(f"cathpc: {','.join(bad_nodes)} failed, but no other node is left", file=sys.stderr, flush=True)
+    elif bad_nodes:
         print(f"cathpc: job {job} will not start on {','.join(bad_nodes)}", file=sys.stderr, flush=True)
         for _ in range(5):
             if _scontrol("update", f"JobId={job}", f"ExcNodeList={_excluded(job, bad_nodes)}") is None:
@@ -203,6 +224,22 @@ def _excluded(job: str, bad_nodes: list[str]) -> str:
     """The job's list of excluded nodes with `bad_nodes` in it: an update replaces the whole list."""
     before = _fields(job).get("ExcNodeList", "(null)")
     return ",".join([*([] if before in ("(null)", "") else [before]), *bad_nodes])
+
+
+def _spare(job: str, bad_nodes: list[str]) -> bool:
+    """Whether the partition has nodes enough without the bad ones; True where that cannot be asked."""
+    fields = _fields(job)
+    try:
+        done = subprocess.run(
+            ["scontrol", "--oneliner", "show", "partition", fields["Partition"]],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        found = dict(word.partition("=")[::2] for word in done.stdout.split())
+        return int(found["TotalNodes"]) - len(bad_nodes) >= int(fields["NumNodes"].partition("-")[0])
+    except (OSError, KeyError, ValueError, subprocess.TimeoutExpired):
+        return True
 
 
 def _scontrol(*words: str) -> str | None:

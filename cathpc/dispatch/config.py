@@ -16,7 +16,7 @@ SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.I)
 """Variables that are kept out of jobs by their names."""
 # fmt: off
 SBATCH_OPTIONS = frozenset((
-    "clusters", "contiguous", "core-spec", "cpu-freq", "delay-boot", "distribution", "gres-flags", "hint",
+    "contiguous", "core-spec", "cpu-freq", "delay-boot", "distribution", "gres-flags", "hint",
     "licenses", "mem-per-cpu", "mincpus", "network", "nice", "nodelist", "power", "prefer", "priority",
     "reservation", "spread-job", "switches", "thread-spec", "threads-per-core", "tmp", "wckey",
 ))
@@ -101,6 +101,8 @@ class ClusterConfig:
     """Nodes that are not taken, as Slurm writes them ('node[3-5]')."""
     gpu_type: str = speed("")
     """Type in `--gres=gpu:TYPE:N`, where the site wants one."""
+    pretended_gpus: bool = speed(False)
+    """GPUs are files that nobody computes on: the one-machine cluster."""
     exclusive: bool = speed(False)
     """The training takes whole nodes."""
 
@@ -133,8 +135,8 @@ class ClusterConfig:
     scratch: str = speed("")
     """Node-local folder for temporary files (TMPDIR), such as /scratch/$SLURM_JOB_ID."""
     offline_nodes: bool = speed(True)
-    """Compute nodes reach no network: the Hub libraries and W&B are switched offline in every job but those of the
-    network partition, and W&B's files are sent from the login node."""
+    """Compute nodes reach no network: W&B writes files there, which are sent from the login node. (The Hub is used in
+    the network partition alone, in any case.)"""
     mail: str = speed("")
     """Address that Slurm mails when a job fails."""
     sbatch: dict[str, str] = speed(factory=dict)
@@ -147,8 +149,8 @@ class ClusterConfig:
     segments: int = speed(4)
     """Jobs chained for the training where `requeue` is chain."""
     lead_s: int = speed(120)
-    """Seconds before a limit at which Slurm says so: the longest step and a save must fit; longer where a measured run
-    of the stage needs it."""
+    """Seconds before a limit at which Slurm says so: the longest step and a save must fit; a new submission asks for
+    more where the stage was measured to need it."""
     max_crashes: int = speed(3)
     """Crashes without a new checkpoint or shard after which a job fails for good; preemptions never count."""
     requeue_wait_s: int = speed(600)

@@ -99,7 +99,7 @@ def needs(config: Config) -> list[Need]:
     found: dict[Need, None] = {}
     for stage in STAGES:
         took, own = shape(stage, config), config.cluster.stages.get(stage.name, JobConfig())
-        if stage.place is Place.network and not took.partition:
+        if stage.place is Place.network and not config.cluster.network_partition:
             continue  # `fetch` does it
         training = stage.place is Place.ranks
         kind = "network_partition" if stage.place is Place.network else "cpu_partition"

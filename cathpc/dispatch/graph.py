@@ -25,12 +25,9 @@ from cathpc.errors import UserError
 from cathpc.models import fetch
 from cathpc.pipeline import Place
 from cathpc.runs import Run
-from cathpc.shards import clear_failed
-from cathpc.shards import done as shards_done
+from cathpc.shards import clear_failed, marked
 
 WAIT_S = 300.0
-CLOCK_S = 5.0
-"""How far the clock of a file server may be from this machine's."""
 Send = Callable[[script.Request], str]
 
 
@@ -71,6 +68,7 @@ def submit(
     limit = slurm.max_array(cluster)
     check_site(config, places)
     config = replace(config, cluster=replace(cluster, arrays=site.capped(cluster)))
+    Path(config.paths.cache).mkdir(parents=True, exist_ok=True, mode=0o700)  # a container ends at a missing mount
     rows: list[Row] = []
     current: dict[str, str] = {}
     with _turn(run.folder / jobs.FOLDER, note):
@@ -95,19 +93,19 @@ def check_site(config: Config, places: dict[str, store.Place]) -> None:
 
 
 class _Queue:
-    """What squeue said, asked again where a submission is younger than the answer."""
+    """What squeue says: once a call, and anew where a job seems to be gone."""
 
     def __init__(self, cluster: ClusterConfig) -> None:
         self._cluster = cluster
-        self._asked = time.time()
         self._jobs = slurm.queue(cluster)
 
-    def jobs(self, stage_folder: Path) -> list[slurm.QueueJob]:
-        """The user's jobs, at least as new as the stage's record."""
-        with contextlib.suppress(OSError):
-            if (stage_folder / jobs.FOLDER / jobs.RECORD).stat().st_mtime > self._asked - CLOCK_S:
-                self._asked = time.time()
-                self._jobs = slurm.queue(self._cluster)
+    def jobs(self) -> list[slurm.QueueJob]:
+        """The user's jobs."""
+        return self._jobs
+
+    def again(self) -> list[slurm.QueueJob]:
+        """The same, as of now. Asked while it is our turn, it holds whatever anybody has submitted for the stage."""
+        self._jobs = slurm.queue(self._cluster)
         return self._jobs
 
 
@@ -125,8 +123,15 @@ def scripts(config: Config, places: dict[str, store.Place], logs: Path) -> Itera
 
 def refuse_offline(config: Config, places: dict[str, store.Place]) -> None:
     """Raise `UserError` where stages need a network and the site has no partition with one."""
-    needy = [n for n, p in places.items() if p.stage.place is Place.network and not p.fresh()]
-    if not config.cluster.network_partition and (needy or fetch.missing(config)):
+    hub = {"pull": any(s.hub for s in config.dataset.sources.values()), "base": fetch.is_hub_id(config.model.base)}
+    needy = [n for n, p in places.items() if hub.get(n) and not p.fresh()]
+    models = fetch.missing(config)
+    if models and "base" in places and places["base"].fresh():
+        raise UserError(
+            f"the models {', '.join(name for name, _ in models)} are not in {config.paths.cache} and `base`, whose job "
+            f"fetches them, is up to date. Fetch them here: python -m cathpc fetch +experiment={config.name}"
+        )
+    if not config.cluster.network_partition and (needy or models):
         raise UserError(
             f"{' and '.join(needy) or 'fetching the models'} needs a network and cluster.network_partition names no "
             f"partition with one. Do it here, in the foreground: python -m cathpc fetch +experiment={config.name}"
@@ -142,8 +147,11 @@ def _stage(
     if place.stage.place is Place.accelerator and "base" in current and fetch.missing(config):
         after["base"] = current["base"]
     record = jobs.read(place.folder)
-    seen = [q for q in queue.jobs(place.folder) if record and record.has(id=q.base, name=q.name)]
+    seen = [q for q in queue.jobs() if record and record.has(id=q.base, name=q.name)]
     live = slurm.live(seen)
+    if record and not (record.whole and record.last in live):  # before a job is called gone, the queue is asked anew
+        seen = [q for q in queue.again() if record.has(id=q.base, name=q.name)]
+        live = slurm.live(seen)
     if place.fresh() and not after:
         return Row(name, "up to date"), jobs.Record(stage=name, run=run.name)
     if record and record.whole and record.last in live and _stands_on(record, after):
@@ -156,6 +164,9 @@ def _stage(
         shards = _missing(place, config) if place.stage.sharded and not after else None
         conf = config.cluster.slurm_conf
         record = jobs.Record(name, run.name, after=after, shards=shards, logs=str(logs), slurm_conf=conf)
+        held = lease.holder(place.folder) or {}
+        if held.get("slurm") and (base := held["job"].partition("_")[0]) not in {q.base for q in queue.jobs()}:
+            record.gone = [base]
         planned = _planned(place, config, record, limit)
         record.jobs = [p.job for p in planned]
         clear_failed(place.folder)
@@ -228,7 +239,7 @@ def _missing(place: store.Place, config: Config) -> list[int] | None:
     count = place.stage.count()(config, place.inputs)
     if not store.begun(place):
         return list(range(count))
-    finished = shards_done(place.folder)
+    finished = marked(place.folder)
     return [n for n in range(count) if n not in finished]
 
 

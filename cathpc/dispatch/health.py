@@ -24,6 +24,7 @@ from cathpc.errors import EXIT_AGAIN
 from cathpc.lease import slurm_job
 
 WAIT_S = 120.0
+DEVICES = ("/dev/nvidiactl", "/dev/kfd")
 REDUCE_S = 60.0
 
 
@@ -39,7 +40,9 @@ def node_faults(spec: dict[str, Any]) -> list[str]:
     except OSError as error:
         faults.append(f"cannot write to {folder}: {error.strerror}")
     wanted = int(spec.get("gpus_per_node") or 0)
-    if wanted and Path("/dev/nvidiactl").exists():
+    if wanted and not spec.get("pretended_gpus") and not any(map(os.path.exists, DEVICES)):
+        faults.append(f"there is no {' or '.join(DEVICES)}: the driver is not loaded")
+    elif wanted and Path("/dev/nvidiactl").exists():
         try:
             said = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60)
             seen = sum(line.startswith("GPU ") for line in said.stdout.splitlines())

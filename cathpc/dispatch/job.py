@@ -29,19 +29,16 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("SUBMITIT_EXECUTOR", "slurm")
     folder = Path(spec["folder"])
     job, restart = slurm_job()
-    if spec["requeue"] == "chain" and (code := ended(folder, job)) is not None:
+    index = spec["first"] + int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)
+    if spec["requeue"] == "chain" and (code := ended(folder, index)) is not None:
         return code
+    if scratch := os.environ.get("TMPDIR"):
+        os.makedirs(scratch, mode=0o700, exist_ok=True)  # on every node; the shell made it on the first one
     from cathpc.dispatch.work import Part, run_stage
 
     part = None
     if spec["kind"] == "work":
-        index = spec["first"] + int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)
         part = Part(index, spec["width"], spec["shards"])
-    if spec.get("prefetch"):
-        from cathpc.config import from_plain
-        from cathpc.models.fetch import fetch
-
-        fetch(from_plain(spec["config"]))
     run_stage(
         spec["stage"],
         spec["config"],
@@ -50,6 +47,7 @@ def main(argv: list[str]) -> int:
         master_port=port(job, restart),
         part=part,
         last=spec["kind"] == "finish",
+        prefetch=bool(spec.get("prefetch")),
     )
     if int(os.environ.get("SLURM_NTASKS") or 1) > 1:
         sys.stdout.flush()
@@ -58,17 +56,16 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def ended(folder: Path, job: str) -> int | None:
-    """Of a chain of segments: the code with which this task ended already for good, or None where it goes on."""
-    from cathpc.dispatch import jobs
-    from cathpc.store import MANIFEST
+def ended(folder: Path, index: int) -> int | None:
+    """Of a chain of segments: the code with which this task failed already for good, or None where it goes on.
 
-    if (folder / MANIFEST).exists():
-        return 0
+    Whether the stage is finished is looked at where the work begins: a manifest may stand on inputs of yesterday.
+    """
+    from cathpc.dispatch import jobs
+
     record = jobs.read(folder)
-    task = job.partition("_")[2]
     ids = record.ids if record else []
-    rows = [r for r in jobs.attempts(folder) if r["job"].partition("_")[0] in ids and r["task"] == task]
+    rows = [r for r in jobs.attempts(folder) if r["job"].partition("_")[0] in ids and r.get("index") == index]
     finals = [row for row in rows if not row["again"]]
     return int(finals[-1]["code"]) if finals else None
 

@@ -2,7 +2,7 @@
 
     job.json          the newest submission: its jobs, what they wait for, whose run it was
     spec-*.json       what a job does, as plain data
-    attempts.jsonl    a line for each attempt that ended with anything but 0
+    attempts/         a file for each attempt that ended with anything but 0
     submit/           the lease of who is submitting at this moment
 
 Standard library only: the shell of a job runs this on nodes where torch is not even installed.
@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cathpc.shards import done as shards_done
+from cathpc.shards import marked
 
 FOLDER = ".jobs"
 RECORD = "job.json"
-ATTEMPTS = "attempts.jsonl"
+ATTEMPTS = "attempts"
 
 
 @dataclass
@@ -52,6 +52,8 @@ class Record:
     """Input stage -> id of the job that this submission waits for."""
     shards: list[int] | None = None
     """Those that were missing, where that was known; they are divided over the tasks."""
+    gone: list[str] = field(default_factory=list)
+    """Jobs that held the stage's folder and had left the queue when this was submitted."""
     whole: bool = False
     """Whether all of `jobs` were submitted."""
     logs: str = ""
@@ -124,30 +126,22 @@ def errors(stage_folder: Path, job: str = "", restart: int | None = None) -> lis
 
 def attempts(stage_folder: Path) -> list[dict[str, Any]]:
     """The attempts that ended badly, oldest first."""
-    try:
-        text = (stage_folder / FOLDER / ATTEMPTS).read_text(encoding="utf-8")
-    except OSError:
-        return []
     rows = []
-    for line in text.splitlines():
+    for path in (stage_folder / FOLDER / ATTEMPTS).glob("*.json"):
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             continue
         if isinstance(row, dict):
             rows.append(row)
-    return rows
+    return sorted(rows, key=lambda row: float(row.get("time", 0)))
 
 
 def add_attempt(stage_folder: Path, row: dict[str, Any]) -> None:
-    """Append an attempt, durably; lines of several writers do not mix."""
-    line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-    descriptor = os.open(folder(stage_folder) / ATTEMPTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, line)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Write down an attempt, in a file of its own: appending from several nodes mixes lines on some file systems."""
+    path = folder(stage_folder) / ATTEMPTS
+    path.mkdir(exist_ok=True, mode=0o700)
+    _replace(path / f"{row['job']}.{row['restart']}.json", row)
 
 
 def mark(stage_folder: Path, numbers: list[int] | None = None, *, index: int = 0, width: int = 1) -> int:
@@ -157,6 +151,6 @@ def mark(stage_folder: Path, numbers: list[int] | None = None, *, index: int = 0
         for path in stage_folder.glob("checkpoints/step-*/manifest.json")
         if path.parent.name.removeprefix("step-").isdigit()
     ]
-    done = shards_done(stage_folder)
-    mine = len(done.keys() & set(numbers)) if numbers is not None else sum(n % width == index for n in done)
+    done = marked(stage_folder)
+    mine = len(done & set(numbers)) if numbers is not None else sum(n % width == index for n in done)
     return max(steps, default=0) + mine

@@ -47,7 +47,7 @@ def shape(stage: Stage, config: Config) -> Shape:
     gpus = own.gpus or (gpus if cluster.gpus_per_node else 0)
     partition = cluster.partition if gpus or stage.place is Place.ranks else cluster.cpu_partition
     if stage.place is Place.network:
-        partition = cluster.network_partition
+        partition = cluster.network_partition or cluster.cpu_partition  # without one only what needs no network runs
     if stage.place is Place.ranks:
         return Shape(
             own.partition or partition,
@@ -193,6 +193,7 @@ def _request(
         "requeue": cluster.requeue.name,
         "requeue_wait_s": cluster.requeue_wait_s,
         "gpus_per_node": took.gpus,
+        "pretended_gpus": cluster.pretended_gpus,
         "health_command": cluster.health_command,
         "logs": str(logs),
     }

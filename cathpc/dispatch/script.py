@@ -150,7 +150,7 @@ def _setup(request: Request, cluster: ClusterConfig) -> list[str]:
     if cluster.slurm_conf:
         lines.append(f"export SLURM_CONF=${{SLURM_CONF:-{shlex.quote(cluster.slurm_conf)}}}")
     if cluster.offline_nodes and request.place != "network":
-        lines.append("export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline")
+        lines.append("export WANDB_MODE=offline")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(cluster.env.items())]
     lines += [f"module load {shlex.quote(name)}" for name in cluster.modules]
     if cluster.scratch:

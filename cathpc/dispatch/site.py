@@ -17,14 +17,19 @@ def check(requests: Sequence[Request], cluster: ClusterConfig) -> None:
     known = slurm.partitions(cluster)
     faults: dict[str, None] = {}
     for request in requests:
-        for fault in _faults(request, known):
-            faults[fault] = None
+        names = request.partition.split(",") if request.partition else [_default(known)]
+        for name in names:  # Slurm takes the first of several that is free
+            for fault in _faults(request, name, known, _timeout_key(request, cluster)):
+                faults[fault] = None
     if faults:
         raise UserError("the cluster cannot run this; nothing was submitted:\n  " + "\n  ".join(faults))
 
 
-def _faults(request: Request, known: dict[str, dict[str, str]]) -> list[str]:
-    name = request.partition or next((n for n, p in known.items() if p.get("Default") == "YES"), "")
+def _default(known: dict[str, dict[str, str]]) -> str:
+    return next((n for n, p in known.items() if p.get("Default") == "YES"), "")
+
+
+def _faults(request: Request, name: str, known: dict[str, dict[str, str]], timeout_key: str) -> list[str]:
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -35,7 +40,7 @@ def _faults(request: Request, known: dict[str, dict[str, str]]) -> list[str]:
     if request.timeout_min > limit:
         faults.append(
             f"stage {request.stage} asks for {duration(request.timeout_min * 60)}, partition {name} allows "
-            f"{duration(limit * 60)}: lower {_timeout_key(request)}"
+            f"{duration(limit * 60)}: lower {timeout_key}"
         )
     nodes = partition.get("MaxNodes", "UNLIMITED")
     if nodes.isdigit() and request.nodes > int(nodes):
@@ -48,12 +53,15 @@ def _faults(request: Request, known: dict[str, dict[str, str]]) -> list[str]:
     if request.lead_s * 2 > request.timeout_min * 60:
         faults.append(
             f"stage {request.stage}: a limit of {duration(request.timeout_min * 60)} leaves too little beside the "
-            f"{request.lead_s} s of warning that a save needs (cluster.lead_s): raise {_timeout_key(request)}"
+            f"{request.lead_s} s of warning that a save needs (cluster.lead_s): raise {timeout_key}"
         )
     return faults
 
 
-def _timeout_key(request: Request) -> str:
+def _timeout_key(request: Request, cluster: ClusterConfig) -> str:
+    own = cluster.stages.get(request.stage)
+    if own and own.timeout_min:
+        return f"cluster.stages.{request.stage}.timeout_min"
     return "cluster.timeout_min" if request.place == "ranks" else "cluster.short_timeout_min"
 
 

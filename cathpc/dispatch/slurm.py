@@ -7,7 +7,6 @@ once a job. A controller that does not answer raises `QueueError`; what is not k
 from __future__ import annotations
 
 import functools
-import getpass
 import os
 import re
 import shutil
@@ -77,6 +76,8 @@ def ask(cluster: ClusterConfig, *command: str, timeout_s: float = TIMEOUT_S) -> 
             f"cluster.slurm_conf: there is no {cluster.slurm_conf}. Is the cluster up? (slurm/devcluster up starts the "
             "one-machine cluster)"
         )
+    if cluster.slurm_conf and "SLURM_CONF" not in os.environ:
+        _refuse_planted(Path(cluster.slurm_conf))
     try:
         done = subprocess.run(
             command, env=environment(cluster), capture_output=True, text=True, timeout=timeout_s, check=False
@@ -88,6 +89,17 @@ def ask(cluster: ClusterConfig, *command: str, timeout_s: float = TIMEOUT_S) -> 
     return done.stdout
 
 
+def _refuse_planted(conf: Path) -> None:
+    """Raise `UserError` for a slurm.conf that somebody else may have put there: it says whence Slurm loads plugins."""
+    for path in (conf, conf.parent):
+        found = path.stat()
+        if found.st_uid not in (0, os.getuid()) or found.st_mode & 0o022:
+            raise UserError(
+                f"cluster.slurm_conf: {path} belongs to user {found.st_uid} or may be written by others. Only one of "
+                "root's or your own is taken"
+            )
+
+
 def _first(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "it failed without a message"
@@ -95,9 +107,8 @@ def _first(text: str) -> str:
 
 def queue(cluster: ClusterConfig) -> list[QueueJob]:
     """The jobs of this user that wait, run or end at this moment."""
-    user = getpass.getuser()
     form = "%i|%F|%j|%T|%r|%N|%S|%k"
-    text = ask(cluster, "squeue", "--noheader", f"--user={user}", f"--format={form}")
+    text = ask(cluster, "squeue", "--noheader", f"--user={os.getuid()}", f"--format={form}")
     jobs = []
     for line in text.splitlines():
         parts = line.split("|", 7)
@@ -224,4 +235,8 @@ def cancel(cluster: ClusterConfig, ids: Iterable[str]) -> None:
     """End these jobs, waiting or running."""
     wanted = sorted(set(ids))
     if wanted:
-        ask(cluster, "scancel", *wanted)
+        try:
+            ask(cluster, "scancel", *wanted)
+        except QueueError as error:
+            if "Invalid job id" not in str(error):  # one that has ended meanwhile
+                raise

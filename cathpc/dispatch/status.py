@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ REASONS = {
     "QOSMaxCpuPerUserLimit": "you hold as many CPUs as the QOS allows",
     "QOSGrpGRES": "all GPUs of the QOS are in use",
     "NodeDown": "its node is down",
+    "BadConstraints": "no node that is left fulfils what it asks for",
+    "InvalidAccount": "its account is not valid",
+    "InvalidQOS": "its QOS is not valid",
     "JobHeldUser": "held",
     "JobHeldAdmin": "held by an administrator",
     "JobHoldMaxRequeue": "held by Slurm after nodes failed under it again and again",
@@ -93,7 +97,7 @@ def _stage(place: store.Place, queue: list[slurm.QueueJob], *, known: bool) -> S
             "id": q.id,
             "state": q.state,
             "reason": q.reason,
-            "words": REASONS.get(q.reason, q.reason),
+            "words": words(q.reason),
             "nodes": q.nodes,
             "start": q.start,
             "tasks": q.tasks,
@@ -104,9 +108,9 @@ def _stage(place: store.Place, queue: list[slurm.QueueJob], *, known: bool) -> S
         failed = shards.failed(place.folder)
         found.failed_shards = sorted(failed)
         found.shards = {
-            "done": len(shards.done(place.folder)),
+            "done": len(shards.marked(place.folder)),
             "failed": len(failed),
-            "running": len(shards.running(place.folder)),
+            "running": sum(_works(f, mine) for f in shards.running(place.folder).values()),
         }
     if place.stage.name == "train":
         found.training = training(place.folder)
@@ -118,7 +122,7 @@ def _stage(place: store.Place, queue: list[slurm.QueueJob], *, known: bool) -> S
     elif held := [q for q in mine if any(word in q.reason for word in HELD)]:
         found.state = "held"
         ids = " ".join(sorted({q.base for q in held}))
-        found.line = REASONS.get(held[0].reason, held[0].reason)
+        found.line = words(held[0].reason)
         found.message = (
             f"job {ids} is held ({held[0].reason}). Nothing is lost. Once the nodes are mended: scontrol release {ids} "
             "(where Slurm refuses it to you, send that line to your administrator)"
@@ -144,6 +148,11 @@ def _stage(place: store.Place, queue: list[slurm.QueueJob], *, known: bool) -> S
     return found
 
 
+def words(reason: str) -> str:
+    """squeue's reason in plain words: 'ReqNodeNotAvail, UnavailableNodes:gpu1' by what stands before the comma."""
+    return REASONS.get(reason, REASONS.get(reason.split(",")[0], reason))
+
+
 def _gone(queue: list[slurm.QueueJob], known: bool) -> lease.JobState:
     ids = {q.id for q in queue} | {q.base for q in queue}
     return lambda job: (job in ids or job.partition("_")[0] in ids) if known else None
@@ -159,9 +168,19 @@ def failure(stage_folder: Path, record: jobs.Record | None) -> str:
     return str(min(errors, key=lambda e: e["time"])["message"]) if errors else ""
 
 
+def _works(facts: dict[str, Any], queue: list[slurm.QueueJob]) -> bool:
+    """Whether the process that began a shard may still be at it: of a job in the queue, or of this machine."""
+    job = f"{facts['job']}_{facts['task']}" if facts.get("task") else str(facts.get("job"))
+    running = {q.id for q in queue if q.state in ("RUNNING", "COMPLETING")}
+    return job in running or (facts.get("host") == socket.gethostname() and Path(f"/proc/{facts.get('pid')}").exists())
+
+
 def _requeues(stage_folder: Path, record: jobs.Record | None) -> int:
+    """How often jobs of the submission came back: of their own accord, or by Slurm's, which only the lease tells."""
     rows = [r for r in jobs.attempts(stage_folder) if record and r["job"].partition("_")[0] in record.ids]
-    return sum(bool(r["again"]) for r in rows)
+    held = lease.holder(stage_folder) or {}
+    mine = record is not None and str(held.get("job", "")).partition("_")[0] in record.ids
+    return max(sum(bool(r["again"]) for r in rows), int(held["restart"]) if mine else 0)
 
 
 def training(folder: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from cathpc import lease, shards, store
 from cathpc.config import Config, from_plain, only
-from cathpc.dispatch import slurm
+from cathpc.dispatch import jobs, slurm
 from cathpc.errors import (
     DISK_ERRORS,
     EXIT_AGAIN,
@@ -34,6 +34,7 @@ from cathpc.errors import (
     ChangedError,
     TryAgainError,
 )
+from cathpc.models import fetch
 from cathpc.pipeline import BY_NAME
 
 _REFUSED = {errno.EACCES, errno.EPERM}
@@ -63,12 +64,13 @@ def run_stage(
     master_port: int = 0,
     part: Part | None = None,
     last: bool = False,
+    prefetch: bool = False,
 ) -> None:
     """Run the stage `name` under the plain `config` on this rank and, on rank 0, commit its manifest to `folder`.
 
-    With `part`, do these shards of it and commit nothing; with `last`, put the shards together and commit. Ends the
-    process with the exit code of `cathpc.errors` when it fails; the message lies in `error.<job>.<rank>.json` of the
-    folder, for the dispatcher to show.
+    With `part`, do these shards of it and commit nothing; with `last`, put the shards together and commit; with
+    `prefetch`, fetch the models that later stages take from the Hub first. Ends the process with the exit code of
+    `cathpc.errors` when it fails; the message lies in `error.<job>.<rank>.json` of the folder, for the dispatcher.
     """
     job, rank, ranks, local_rank, master = _ranks()
     os.umask(0o077)
@@ -81,6 +83,8 @@ def run_stage(
         place = store.places(composed)[name]
         if place.folder != Path(folder):
             raise ChangedError("data, a model or the code changed while the run went on. Run the same command again")
+        if prefetch:
+            fetch.fetch(composed)
         if part is not None:
             _run_part(name, composed, place, part)
         else:
@@ -99,23 +103,35 @@ def _run(name: str, config: Config, place: store.Place, job: str, rank: int, *, 
         _follow(place, job)
         stage.function()(visible, place.inputs, place.folder)
         return
-    with lease.held(place.folder, job, job_state=slurm.job_state) as mine:
+    with lease.held(place.folder, job, job_state=_job_state(place.folder)) as mine:
         if place.fresh():  # another owner finished it between the submission and now
             return
         if mine is None:
             _held_by_another(place)
+        used = store.begin(place)  # the other ranks wait for it
         function = stage.finish() if last else stage.function()  # imported where there is work: torch takes seconds
-        used = store.begin(place)
         started, clock = time.time(), time.perf_counter()
         summary = function(visible, place.inputs, place.folder)
         store.commit(place, config, summary, used, started=started, seconds=time.perf_counter() - clock)
 
 
+def _job_state(folder: Path) -> lease.JobState:
+    """Whether a job lives, as far as a node can tell: those that the dispatcher saw gone, or that came before in a
+    chain of segments, do not, whether or not the queue can be asked here."""
+    record = jobs.read(folder)
+    mine = lease.slurm_job()[0].partition("_")[0]
+    gone = set(record.gone) if record else set()
+    if record and mine in record.ids:
+        gone |= set(record.ids[: record.ids.index(mine)])
+    return lambda job: False if job.partition("_")[0] in gone else slurm.job_state(job)
+
+
 def _held_by_another(place: store.Place) -> None:
-    held = lease.holder(place.folder, job_state=slurm.job_state)
-    if lease.slurm_job()[0] and held:
-        raise TryAgainError(f"{place.folder} is held by job {held['job']} on {held['host']}; waiting for it")
-    raise SystemExit(EXIT_FENCED)  # the walk on this machine waits by itself
+    if not lease.slurm_job()[0]:
+        raise SystemExit(EXIT_FENCED)  # the walk on this machine waits by itself
+    held = lease.holder(place.folder)
+    who = f"job {held['job']} on {held['host']}" if held else "another job until a moment ago"
+    raise TryAgainError(f"{place.folder} is held by {who}; waiting for it")
 
 
 def _run_part(name: str, config: Config, place: store.Place, part: Part) -> None:
@@ -126,7 +142,7 @@ def _run_part(name: str, config: Config, place: store.Place, part: Part) -> None
     while not store.begun(place):
         if place.fresh():
             return
-        with lease.held(place.folder, job_state=slurm.job_state) as mine:
+        with lease.held(place.folder, job_state=_job_state(place.folder)) as mine:
             if mine is not None:
                 store.begin(place)
                 break
@@ -147,9 +163,11 @@ def _follow(place: store.Place, job: str) -> None:
                 return
         elif place.fresh():
             raise SystemExit(0)
-        elif held and held["job"] != mine["job"]:
+        elif held and held["job"] != mine["job"] and not mine["slurm"]:
             raise SystemExit(EXIT_FENCED)
         time.sleep(0.05)
+    if mine["slurm"]:
+        raise TryAgainError(f"rank 0 did not begin within {FOLLOW_S:.0f} s")
     raise SystemExit(EXIT_FENCED)
 
 
@@ -231,5 +249,6 @@ class _Leaver:
             (self._folder / f"error.{self._job}.{self._rank}.json").write_text(json.dumps(record))
         except OSError as error:
             print(f"could not leave the message in {self._folder}: {error}", file=sys.stderr, flush=True)
+        lease.release_all()
         sys.stdout.flush()
         os._exit(code)  # a plain exit would wait for peers in the process group's destructors

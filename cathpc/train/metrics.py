@@ -32,7 +32,7 @@ class Log:
     def __init__(self, path: Path, global_step: int) -> None:
         self.attempt = 1 + max((row["attempt"] for row in _lines(path)), default=0)
         self.file = path.open("a", encoding="utf-8")
-        if self.file.tell() and not path.read_bytes().endswith(b"\n"):
+        if self.file.tell() and not _ends_a_line(path):
             self.file.write("\n")  # a killed attempt left half a line
         self.write({"start": True, "global_step": global_step})
 
@@ -49,6 +49,12 @@ class Log:
         """Sync and close."""
         self.sync()
         self.file.close()
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

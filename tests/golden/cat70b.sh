@@ -90,7 +90,7 @@ srun --unbuffered --output /runs/cat70b/logs/base/%j_%t_log.out --export=ALL --k
 
 # setup
 umask 077
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
+export WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -128,7 +128,7 @@ srun --unbuffered --output /runs/cat70b/logs/reference/%j_%t_log.out --export=AL
 
 # setup
 umask 077
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
+export WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -166,7 +166,7 @@ srun --unbuffered --output /runs/cat70b/logs/pool/%j_%t_log.out --export=ALL --k
 
 # setup
 umask 077
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
+export WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -204,7 +204,7 @@ srun --unbuffered --output /runs/cat70b/logs/refusal/%j_%t_log.out --export=ALL 
 
 # setup
 umask 077
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
+export WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -241,7 +241,7 @@ srun --unbuffered --output /runs/cat70b/logs/score/%A_%a_%t_log.out --export=ALL
 
 # setup
 umask 077
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
+export WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -278,7 +278,7 @@ srun --unbuffered --output /runs/cat70b/logs/score/%j_%t_log.out --export=ALL --
 
 # setup
 umask 077
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
+export WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -298,14 +298,14 @@ srun --unbuffered --output /runs/cat70b/logs/select/%j_%t_log.out --export=ALL -
 #!/bin/bash
 
 # Parameters
-#SBATCH --array=0-15%16
+#SBATCH --array=0-3%4
 #SBATCH --comment=cat70b
 #SBATCH --cpus-per-task=16
 #SBATCH --dependency='afterok:<select>'
-#SBATCH --gres=gpu:1
+#SBATCH --gres=gpu:4
 #SBATCH --job-name=cathpc.cards.unknown.dryrun.w0.0
 #SBATCH --kill-on-invalid-dep=yes
-#SBATCH --mem=64GB
+#SBATCH --mem=256GB
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
@@ -317,7 +317,7 @@ srun --unbuffered --output /runs/cat70b/logs/select/%j_%t_log.out --export=ALL -
 
 # setup
 umask 077
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
+export WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -342,7 +342,7 @@ srun --unbuffered --output /runs/cat70b/logs/cards/%A_%a_%t_log.out --export=ALL
 #SBATCH --dependency='afterok:<select>,afterany:<cards.0>'
 #SBATCH --job-name=cathpc.cards.unknown.dryrun.f
 #SBATCH --kill-on-invalid-dep=yes
-#SBATCH --mem=64GB
+#SBATCH --mem=256GB
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
@@ -354,7 +354,7 @@ srun --unbuffered --output /runs/cat70b/logs/cards/%A_%a_%t_log.out --export=ALL
 
 # setup
 umask 077
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
+export WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -391,7 +391,7 @@ srun --unbuffered --output /runs/cat70b/logs/cards/%j_%t_log.out --export=ALL --
 
 # setup
 umask 077
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
+export WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -430,7 +430,7 @@ srun --unbuffered --output /runs/cat70b/logs/pack/%j_%t_log.out --export=ALL --k
 
 # setup
 umask 077
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
+export WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -468,7 +468,7 @@ srun --unbuffered --output /runs/cat70b/logs/train/%j_%t_log.out --export=ALL --
 
 # setup
 umask 077
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
+export WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -491,10 +491,10 @@ srun --unbuffered --output /runs/cat70b/logs/export/%j_%t_log.out --export=ALL -
 #SBATCH --comment=cat70b
 #SBATCH --cpus-per-task=16
 #SBATCH --dependency='afterok:<export>:<base>'
-#SBATCH --gres=gpu:1
+#SBATCH --gres=gpu:4
 #SBATCH --job-name=cathpc.evaluate.unknown.dryrun.s0
 #SBATCH --kill-on-invalid-dep=yes
-#SBATCH --mem=64GB
+#SBATCH --mem=256GB
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
@@ -506,7 +506,7 @@ srun --unbuffered --output /runs/cat70b/logs/export/%j_%t_log.out --export=ALL -
 
 # setup
 umask 077
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
+export WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {
@@ -543,7 +543,7 @@ srun --unbuffered --output /runs/cat70b/logs/evaluate/%j_%t_log.out --export=ALL
 
 # setup
 umask 077
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
+export WANDB_MODE=offline
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 cathpc_end() {

@@ -17,9 +17,23 @@ def error(code: int, message: str = "why", **more: Any) -> dict[str, Any]:
     return {"code": code, "message": message, "time": 1.0, "rank": 0, **more}
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 3, 65, 74, 78])
-def test_these_codes_are_final(code: int) -> None:
-    assert not attempt.judge(code, [], near_limit=False).again
+@pytest.mark.parametrize("code", [1, 2, 3, 65, 74, 78])
+def test_these_codes_are_final_where_a_rank_explained_them(code: int) -> None:
+    assert not attempt.judge(code, [error(code)], near_limit=False).again
+
+
+def test_a_code_without_a_word_may_be_that_of_srun_or_of_a_python_that_could_not_import() -> None:
+    for code in (1, 2, 3):
+        verdict = attempt.judge(code, [], near_limit=False)
+        assert verdict.again and verdict.counts
+    for code in (0, 65, 74, 78):
+        assert not attempt.judge(code, [], near_limit=False).again
+
+
+def test_a_crash_counts_though_its_peers_say_that_they_were_told_to_stop() -> None:
+    verdict = attempt.judge(139, [error(75, "stopped by SIGTERM")], near_limit=False)
+    assert verdict.again and verdict.counts
+    assert verdict.why == "was killed by SIGSEGV (stopped by SIGTERM)"
 
 
 @pytest.mark.parametrize("code", [75, 85, 134, 137, 139, 143, 7])
@@ -34,7 +48,7 @@ def test_what_a_rank_explained_weighs_more_than_the_signal_that_killed_its_peers
 
 
 def test_a_stop_that_was_asked_for_counts_as_no_crash_but_a_limit_may() -> None:
-    assert not attempt.judge(143, [error(75, "stopped by USR2")], near_limit=False).counts
+    assert not attempt.judge(75, [error(75, "stopped by USR2")], near_limit=False).counts
     assert attempt.judge(75, [error(75, "stopped by USR2")], near_limit=True).counts
 
 
@@ -52,15 +66,16 @@ def test_ranks_that_lost_another_come_back_and_count_unless_that_one_was_told_to
 
 def test_only_crashes_in_a_row_without_progress_count() -> None:
     rows = [
-        {"task": "", "mark": 2, "counts": True},
-        {"task": "", "mark": 4, "counts": True},
-        {"task": "", "mark": 4, "counts": False},
-        {"task": "7", "mark": 4, "counts": True},
-        {"task": "", "mark": 4, "counts": True},
+        {"index": 0, "mark": 2, "counts": True},
+        {"index": 0, "mark": 4, "counts": True},
+        {"index": 0, "mark": 4, "counts": False},
+        {"index": 1007, "mark": 4, "counts": True},
+        {"index": 0, "mark": 4, "counts": True},
     ]
-    assert attempt.crashes(rows, "", 4) == 2
-    assert attempt.crashes(rows, "", 6) == 0
-    assert attempt.crashes(rows, "7", 4) == 1
+    assert attempt.crashes(rows, 0, 4) == 2
+    assert attempt.crashes(rows, 0, 6) == 0
+    assert attempt.crashes(rows, 1007, 4) == 1
+    assert attempt.crashes(rows, 7, 4) == 0, "task 7 of another array of the stage"
 
 
 def test_the_mark_is_the_newest_checkpoint_and_the_shards_of_one_task(tmp_path: Path) -> None:
@@ -123,7 +138,11 @@ def test_the_third_crash_without_progress_fails_for_good_and_says_so(
     spec: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slurm = play(monkeypatch, Scontrol({"JobState": "RUNNING"}))
-    codes = [attempt.main([str(spec), "137", "10"]) for _ in range(3)]
+    codes = []
+    for restart in range(3):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        slurm.fields["Restarts"] = str(restart)
+        codes.append(attempt.main([str(spec), "137", "10"]))
     assert codes == [85, 85, 1]
     assert slurm.asked == [("requeue", "12"), ("requeue", "12")]
     assert "3 attempts in a row brought no new checkpoint" in jobs.attempts(spec.parent)[-1]["why"]
@@ -131,9 +150,11 @@ def test_the_third_crash_without_progress_fails_for_good_and_says_so(
 
 def test_crashes_of_an_earlier_submission_are_forgotten(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play(monkeypatch, Scontrol({"JobState": "RUNNING"}))
-    for _ in range(2):
+    for restart in range(2):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
         attempt.main([str(spec), "137", "10"])
     monkeypatch.setenv("SLURM_JOB_ID", "13")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     jobs.write(spec.parent, jobs.Record("train", "run", jobs=[jobs.Submitted("a", "stage", "13")]))
     assert attempt.main([str(spec), "137", "10"]) == 85
 
@@ -183,20 +204,44 @@ def test_a_bad_node_is_added_to_those_that_the_user_excluded(spec: Path, monkeyp
     assert slurm.asked[-1] == ("update", "JobId=12", "ExcNodeList=gpu[5-6],gpu1")
 
 
-def test_an_attempt_that_committed_its_stage_is_done_whatever_its_exit_code(spec: Path) -> None:
-    (spec.parent / "manifest.json").write_text("{}")
+def test_an_attempt_that_committed_its_stage_is_done_whatever_its_exit_code(
+    spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, Scontrol({"JobState": "RUNNING"}))
+    manifest = spec.parent / "manifest.json"
+    manifest.write_text(json.dumps({"attempt": ["12", 0]}))
     assert attempt.main([str(spec), "134", "10"]) == 0
+    manifest.write_text(json.dumps({"attempt": ["11", 0]}))
+    assert attempt.main([str(spec), "134", "10"]) == 85, "the manifest of another job, on other inputs perhaps"
 
 
-def test_a_segment_of_a_chain_leaves_going_on_to_the_next_one(spec: Path) -> None:
+def test_a_segment_of_a_chain_leaves_going_on_to_the_next_one(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec.write_text(json.dumps({**json.loads(spec.read_text()), "requeue": "chain"}))
     assert attempt.main([str(spec), "137", "10"]) == 137
-    jobs.write(spec.parent, jobs.Record("train", "run", jobs=[jobs.Submitted("a", "stage", "12")]))
-    assert ended(spec.parent, "12") is None
-    assert attempt.main([str(spec), "2", "10"]) == 2
-    assert ended(spec.parent, "12") == 2
-    (spec.parent / "manifest.json").write_text("{}")
-    assert ended(spec.parent, "12") == 0
+    jobs.write(spec.parent, jobs.Record("train", "run", jobs=[jobs.Submitted("a", "stage", i) for i in ("12", "13")]))
+    assert ended(spec.parent, 0) is None
+    monkeypatch.setenv("SLURM_JOB_ID", "13")
+    assert attempt.main([str(spec), "65", "10"]) == 65
+    assert ended(spec.parent, 0) == 65
+    assert ended(spec.parent, 1000) is None, "another task of the stage"
+
+
+def test_a_disk_that_refuses_the_bookkeeping_hinders_no_requeue(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = play(monkeypatch, Scontrol({"JobState": "RUNNING"}))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jobs, "add_attempt", full)
+    assert attempt.main([str(spec), "75", "10"]) == 85
+    assert slurm.asked == [("requeue", "12")]
+
+
+def test_a_bad_node_is_kept_where_no_other_is_left(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = play(monkeypatch, Scontrol({"JobState": "RUNNING"}))
+    monkeypatch.setattr(attempt, "_spare", lambda job, nodes: False)
+    attempt.requeue("12", ["gpu1"], wait_s=5)
+    assert slurm.asked == [("requeue", "12")]
 
 
 def test_two_jobs_and_two_attempts_meet_at_different_ports() -> None:
@@ -204,12 +249,13 @@ def test_two_jobs_and_two_attempts_meet_at_different_ports() -> None:
     assert len(ports) == 1000 and ports <= set(PORTS)
 
 
-def test_a_torn_record_is_none_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
+def test_a_torn_record_is_none_and_a_torn_attempt_is_passed_over(tmp_path: Path) -> None:
     assert jobs.read(tmp_path) is None
     jobs.write(tmp_path, jobs.Record("train", "run"))
     (jobs.folder(tmp_path) / jobs.RECORD).write_text("{")
     assert jobs.read(tmp_path) is None
-    jobs.add_attempt(tmp_path, {"job": "1", "again": True})
-    with open(jobs.folder(tmp_path) / jobs.ATTEMPTS, "a") as file:
-        file.write('{"job": "1", "ag')
-    assert jobs.attempts(tmp_path) == [{"job": "1", "again": True}]
+    rows = [{"job": "1", "restart": n, "time": float(n)} for n in range(12)]
+    for row in reversed(rows):
+        jobs.add_attempt(tmp_path, row)
+    (jobs.folder(tmp_path) / jobs.ATTEMPTS / "1.12.json").write_text('{"job": "1", "ag')
+    assert jobs.attempts(tmp_path) == rows

@@ -167,7 +167,7 @@ def test_a_site_gets_its_modules_environment_scratch_mail_and_own_lines() -> Non
 
 
 def test_nodes_without_a_network_are_told_so_and_those_with_one_are_not() -> None:
-    switches = "export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline"
+    switches = "export WANDB_MODE=offline"
     assert switches in text(stage="report").splitlines() and switches not in text(stage="pull")
     assert switches not in text("cluster.offline_nodes=false", stage="report")
 
