@@ -23,9 +23,8 @@ pytestmark = pytest.mark.slurm
         ("cluster.short_timeout_min=99999", "partition cpu allows 2 d 0 h: lower cluster.short_timeout_min"),
         ("cluster.timeout_min=99999", "partition gpu allows 14 d 0 h: lower cluster.timeout_min"),
         ("name='smoke\n#SBATCH --uid=0'", "it must match"),
-        ("+cluster.sbatch.uid=root", "cluster.sbatch.uid is not an allowed Slurm option. Allowed: clusters"),
+        ("+cluster.sbatch.uid=root", "cluster.sbatch.uid is not an allowed Slurm option. Allowed: contiguous"),
         ("cluster.timeout_min=1", "leaves too little beside the 45 s of warning that a save needs"),
-        ("cluster.network_partition=''", "python -m cathpc fetch +experiment=smoke"),
     ],
 )
 def test_one_message_and_nothing_submitted(site: Site, override: str, said: str) -> None:
