@@ -90,8 +90,9 @@ def overview() -> str:
         "",
         "groups (take one with group=option; change a value with key=value):",
     ]
-    for group in ("experiment", "dataset", "model", "gpt", "refusal", "score", "select", "cards", "train", "cluster"):
-        lines.append(f"  {'+' if group == 'experiment' else ''}{group + '=':<11} {', '.join(choices(group))}")
+    groups = ("dataset", "model", "gpt", "refusal", "score", "select", "cards", "train", "cluster")
+    for group in ("+experiment", *groups, "+sweep"):
+        lines.append(f"  {group + '=':<12} {', '.join(choices(group.lstrip('+')))}")
     lines += [
         "",
         "examples:",
@@ -99,6 +100,7 @@ def overview() -> str:
         "  python -m cathpc plan +experiment=cat70b               what would run, and what is missing for it",
         "  python -m cathpc +experiment=demo train.lr=3e-5        redo the training with another learning rate",
         "  python -m cathpc -m +experiment=smoke train.lr=1e-5,3e-5    a sweep; shared stages run once",
+        "  python -m cathpc +experiment=cat70b cluster=NAME       submit the whole graph to a Slurm cluster and return",
         "  python -m cathpc chat +experiment=demo --prompt 'Hello!'    talk to the trained model",
         "",
         "exit codes: 0 done, 2 the command or its input is wrong, 1 a fault of cathpc or of the machine.",
