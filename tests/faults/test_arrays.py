@@ -60,7 +60,7 @@ def patch(module):
     site.must(*FAST, **plant(site, code))
     site.settled()
     once_each(site, *AFTER)
-    assert sorted((a["task"], a["again"]) for a in attempts(site)) == [(str(n), True) for n in range(4)]
+    assert sorted((a["index"], a["again"]) for a in attempts(site)) == [(n, True) for n in range(4)]
     all_well(finished, site, *AFTER)
 
 

@@ -81,8 +81,7 @@ def all_well(finished: Site, site: Site, *stages: str) -> None:
 
 def attempts(site: Site, stage: str = "score") -> list[dict[str, object]]:
     """The attempts that ended badly."""
-    lines = [p.read_text().splitlines() for p in site.store.glob(f"{stage}/*/.jobs/attempts.jsonl")]
-    return [json.loads(line) for part in lines for line in part]
+    return [json.loads(p.read_text()) for p in site.store.glob(f"{stage}/*/.jobs/attempts/*.json")]
 
 
 @contextmanager

@@ -121,5 +121,5 @@ def patch(module):
     site.must(*FAST, **plant(site, code))
     site.settled()
     once_each(site, *downstream("score"))
-    assert [(a["task"], a["again"], a["why"]) for a in attempts(site)] == [("2", True, "was killed by SIGKILL")]
+    assert [(a["index"], a["again"], a["why"]) for a in attempts(site)] == [(2, True, "was killed by SIGKILL")]
     all_well(finished, site, *downstream("score"))
