@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.slurm.conftest import calm, cluster, finished, homes, site, training  # noqa: F401
+from tests.slurm.conftest import calm, cluster, finished, homes, passage, site, training  # noqa: F401
 from tests.slurm.site import Cluster
 
 

@@ -47,7 +47,21 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def homes(cluster: Cluster) -> Iterator[Callable[[], Site]]:
+def passage() -> Iterator[None]:
+    """Lets the ordinary user pass through the folders above the checkout, which may be root's alone, while tests run."""
+    changed = []
+    for folder in ROOT.parents:
+        mode = folder.stat().st_mode & 0o7777
+        if not mode & 0o001:
+            folder.chmod(mode | 0o001)
+            changed.append((folder, mode))
+    yield
+    for folder, mode in changed:
+        folder.chmod(mode)
+
+
+@pytest.fixture(scope="session")
+def homes(cluster: Cluster, passage: None) -> Iterator[Callable[[], Site]]:
     """Makes private homes of the ordinary user."""
     made: list[Path] = []
 
