@@ -48,7 +48,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def passage() -> Iterator[None]:
-    """Lets the ordinary user pass through the folders above the checkout, which may be root's alone, while tests run."""
+    """Lets the ordinary user pass through the folders above the checkout, which may be for root alone."""
     changed = []
     for folder in ROOT.parents:
         mode = folder.stat().st_mode & 0o7777
