@@ -11,6 +11,7 @@ Standard library only: the shell of a job runs this on nodes where torch is not 
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import time
@@ -125,7 +126,7 @@ def errors(stage_folder: Path, job: str = "", restart: int | None = None) -> lis
 
 
 def attempts(stage_folder: Path) -> list[dict[str, Any]]:
-    """The attempts that ended badly, oldest first."""
+    """The attempts that ended badly, oldest first; those of one job by their count, for two nodes' clocks may differ."""
     rows = []
     for path in (stage_folder / FOLDER / ATTEMPTS).glob("*.json"):
         try:
@@ -134,7 +135,10 @@ def attempts(stage_folder: Path) -> list[dict[str, Any]]:
             continue
         if isinstance(row, dict):
             rows.append(row)
-    return sorted(rows, key=lambda row: float(row.get("time", 0)))
+    first: dict[str, float] = {}
+    for row in rows:
+        first[row["job"]] = min(first.get(row["job"], math.inf), float(row["time"]))
+    return sorted(rows, key=lambda row: (first[row["job"]], row["job"], row["restart"]))
 
 
 def add_attempt(stage_folder: Path, row: dict[str, Any]) -> None:

@@ -254,7 +254,7 @@ def test_a_torn_record_is_none_and_a_torn_attempt_is_passed_over(tmp_path: Path)
     jobs.write(tmp_path, jobs.Record("train", "run"))
     (jobs.folder(tmp_path) / jobs.RECORD).write_text("{")
     assert jobs.read(tmp_path) is None
-    rows = [{"job": "1", "restart": n, "time": float(n)} for n in range(12)]
+    rows = [{"job": "1", "restart": n, "time": 100.0 - n} for n in range(12)]  # each on a node whose clock is behind
     for row in reversed(rows):
         jobs.add_attempt(tmp_path, row)
     (jobs.folder(tmp_path) / jobs.ATTEMPTS / "1.12.json").write_text('{"job": "1", "ag')
