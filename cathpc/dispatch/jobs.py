@@ -126,7 +126,7 @@ def errors(stage_folder: Path, job: str = "", restart: int | None = None) -> lis
 
 
 def attempts(stage_folder: Path) -> list[dict[str, Any]]:
-    """The attempts that ended badly, oldest first; those of one job by their count, for two nodes' clocks may differ."""
+    """The attempts that ended badly, oldest first; those of one job by their count, as clocks may differ."""
     rows = []
     for path in (stage_folder / FOLDER / ATTEMPTS).glob("*.json"):
         try:
