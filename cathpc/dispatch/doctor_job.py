@@ -130,13 +130,13 @@ def submit(target: Target, config: Config, folder: Path, spec: dict[str, Any]) -
         mounts=tuple(folders(config.paths).values()),
     )
     visit = Visit(target, folder, after=time.time())
-    executor = script._executor(request, cluster)
+    executor = script.executor(request, cluster)
     executor.parameters["setup"] = [*environment(executor.parameters["setup"]), outside(folder)]
     extra = executor.parameters["additional_parameters"]
     executor.parameters["additional_parameters"] = {k: v for k, v in extra.items() if k != "requeue"} | {
         "no-requeue": True
     }
-    command = f"{script._python(request, cluster)} -m cathpc.dispatch.doctor_node {shlex.quote(str(path))}"
+    command = f"{script.python(request, cluster)} -m cathpc.dispatch.doctor_node {shlex.quote(str(path))}"
     try:
         visit.job = executor.send(command)
     except TryAgainError as error:

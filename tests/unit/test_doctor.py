@@ -357,7 +357,7 @@ def test_the_jobs_environment_is_that_of_a_run_without_the_trap(config: Config) 
         name="x", stage="x", spec=Path("/s"), content={}, logs=Path("/l"), partition="", timeout_min=1
     )
     config.cluster.setup = ["module list"]
-    setup = script._executor(request, config.cluster).parameters["setup"]
+    setup = script.executor(request, config.cluster).parameters["setup"]
     lines = job.environment(setup)
     assert lines[0] == "umask 077" and lines[-1] == "module list"
     assert any("trap" in line for line in setup) and not any("trap" in line for line in lines)
