@@ -45,6 +45,8 @@ def shape(stage: Stage, config: Config) -> Shape:
     own = cluster.stages.get(stage.name, JobConfig())
     gpus = {Place.ranks: min(cluster.gpus_per_node, train.ranks_per_node), Place.accelerator: 1}.get(stage.place, 0)
     gpus = own.gpus or (gpus if cluster.gpus_per_node else 0)
+    if stage.name == "cards" and not config.cards.model:
+        gpus = 0  # nothing is written by a model
     partition = cluster.partition if gpus or stage.place is Place.ranks else cluster.cpu_partition
     if stage.place is Place.network:
         partition = cluster.network_partition or cluster.cpu_partition  # without one only what needs no network runs

@@ -109,6 +109,14 @@ def test_an_array_has_its_width_whatever_the_number_of_shards_and_a_last_small_j
     assert "#SBATCH --array=0-15%16" in script.script(work.request, config.cluster)
 
 
+def test_cards_without_a_model_ask_for_no_gpu_even_where_the_site_gives_them_some() -> None:
+    some = "+cluster.stages={cards: {gpus: 4}}"
+    assert [request(word, stage="cards")[0].gpus_per_node for word in ("cluster.cpus=2", some)] == [1, 4]
+    for word in ("cluster.cpus=2", some):
+        plain, _ = request(word, "cards.model=''", stage="cards")
+        assert (plain.gpus_per_node, plain.partition) == (0, "cpu")
+
+
 def test_an_array_over_max_array_size_is_split_and_its_tasks_keep_their_numbers() -> None:
     config = compose([*SMOKE, "cluster.arrays={score: 1500}"])
     first, second, last = planned(config, "score", max_array=1000)
