@@ -23,6 +23,7 @@ from cathpc.dispatch.config import ClusterConfig
 from cathpc.dispatch.doctor_check import Check, fail, warn, well
 from cathpc.dispatch.doctor_machine import folders
 from cathpc.dispatch.doctor_site import Need, Site, default_partition
+from cathpc.dispatch.requests import mounts
 from cathpc.errors import TryAgainError
 
 TIMEOUT_MIN = 10
@@ -127,7 +128,7 @@ def submit(target: Target, config: Config, folder: Path, spec: dict[str, Any]) -
         mem_gb=min(4.0, cluster.cpu_mem_gb),
         place="network" if target.network else "cpu",
         lead_s=10,
-        mounts=tuple(folders(config.paths).values()),
+        mounts=mounts(config),
     )
     visit = Visit(target, folder, after=time.time())
     executor = script.executor(request, cluster)

@@ -159,11 +159,18 @@ def _name(place: Folder, record: jobs.Record, kind: str) -> str:
 
 
 def mounts(config: Config) -> tuple[Path, ...]:
-    """Folders that a container must see: the run's own, and where data and models of the user's own lie."""
+    """Folders that a container must see: the run's own, where data and models of the user's own lie, and scratch."""
     own = [name for name in (config.model.base, config.gpt.base, config.refusal.base, config.cards.model) if name]
     folders = [config.paths.store, config.paths.runs, config.paths.cache, os.getcwd(), config.dataset.root]
     folders += [name for name in own if ":" not in name and name[0] in "./~"]
+    folders.append(_fixed(config.cluster.scratch))
     return tuple(dict.fromkeys(Path(folder).expanduser().absolute() for folder in folders if folder))
+
+
+def _fixed(path: str) -> str:
+    """The folder of `path` that is known before a job has started: what lies above its first variable."""
+    head, variable, _ = path.partition("$")
+    return head.rpartition("/")[0] if variable else head
 
 
 def _request(

@@ -186,6 +186,23 @@ def test_a_container_sees_the_users_own_data_and_models() -> None:
     assert not any("random:" in str(path) for path in found), "no folder: the model of another stage"
 
 
+@pytest.mark.parametrize(
+    ("scratch", "seen"),
+    [
+        ("/scratch/$SLURM_JOB_ID", "/scratch"),
+        ("/local/job-$SLURM_JOB_ID/tmp", "/local"),
+        ("/fast/$USER/x", "/fast"),
+        ("/scratch/mine", "/scratch/mine"),
+        ("$LOCAL/tmp", ""),
+        ("/$LOCAL/tmp", ""),
+        ("", ""),
+    ],
+)
+def test_a_container_sees_the_scratch_of_its_node(scratch: str, seen: str) -> None:
+    without, found = (requests.mounts(compose([*SMOKE, *words])) for words in ([], [f"cluster.scratch='{scratch}'"]))
+    assert set(found) - set(without) == ({Path(seen)} if seen else set())
+
+
 def test_a_container_of_pyxis_or_apptainer_holds_the_work_and_its_folders() -> None:
     pyxis = text("cluster.container.runtime=pyxis", "cluster.container.image=/images/cathpc.sqsh")
     work = pyxis.splitlines()[-1]

@@ -363,6 +363,20 @@ def test_the_jobs_environment_is_that_of_a_run_without_the_trap(config: Config) 
     assert any("trap" in line for line in setup) and not any("trap" in line for line in lines)
 
 
+def test_the_job_sees_in_a_container_what_a_run_does(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cathpc.dispatch import requests, script
+
+    sent: list[script.Request] = []
+    made = script.executor
+    monkeypatch.setattr(script, "executor", lambda request, cluster: sent.append(request) or made(request, cluster))
+    monkeypatch.setattr(script.Executor, "send", lambda self, command: "7")
+    config.cluster.scratch = "/scratch/$SLURM_JOB_ID"
+    job.submit(job.Target("gpu", 1, 0, False), config, tmp_path / "gpu", {})
+    assert Path("/scratch") in sent[0].mounts and sent[0].mounts == requests.mounts(config)
+
+
 class Queue:
     """A queue that shows, at each question, the next of its answers."""
 
