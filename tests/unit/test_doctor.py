@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import stat
@@ -132,6 +133,35 @@ def test_speed_is_measured_and_leaves_nothing(tmp_path: Path, monkeypatch: pytes
         "paths.runs fsync",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_hard_links_are_tried_where_leases_and_markers_lie(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    for name in ("runs", "store", "cache"):
+        (tmp_path / name).mkdir(mode=0o700)
+        setattr(config.paths, name, str(tmp_path / name))
+    monkeypatch.setattr(machine, "speed_of", lambda key, folder: [])
+    probes = {f"paths.{name}": str(tmp_path / name / "probe") for name in ("runs", "store", "cache")}
+    seen = dict.fromkeys(probes, "")
+
+    def checks() -> list[Check]:
+        here = [check for check in machine.folder_checks(config, {}) if check.name.endswith("links")]
+        return here + verdict.hard_links(node.links(probes), seen)
+
+    assert states(checks()) == ["pass", "pass"]
+    monkeypatch.setattr(os, "link", none)
+    here, there = checks()
+    assert (here.name, here.state) == ("paths.store links", State.failed) and "paths.store=FOLDER" in here.advice
+    assert there.seen == "no hard links: paths.runs: Operation not permitted, paths.store: Operation not permitted"
+    assert verdict.hard_links(node.links(probes), dict.fromkeys(probes, "no such folder")) == [], "that is told already"
+    assert states(verdict.hard_links({"error": "x"}, seen)) == ["fail"]
+    monkeypatch.setattr(os, "link", lambda source, target: None)
+    assert "not refused" in checks()[0].seen
+    assert not [path for path in tmp_path.rglob("*") if path.parent != tmp_path]
 
 
 def test_the_type_of_a_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
