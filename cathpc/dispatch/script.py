@@ -16,8 +16,9 @@ from typing import Any
 
 import submitit
 
+from cathpc.dispatch import slurm
 from cathpc.dispatch.config import SECRET, ClusterConfig, Runtime
-from cathpc.dispatch.slurm import QueueError
+from cathpc.errors import UserError
 
 PASSED = {"network": ("HF_TOKEN",), "report": ("WANDB_API_KEY",)}
 """What a job that needs a key gets of it: by the kind of its place, or by its stage."""
@@ -80,7 +81,7 @@ class Executor(submitit.SlurmExecutor):
             return str(self._submit_command(command).job_id)
         except submitit.core.utils.FailedJobError as error:
             said = [line for line in str(error).splitlines() if line.strip()] or ["it failed without a message"]
-            raise QueueError(f"sbatch: {said[-1]}") from None
+            raise slurm.QueueError(f"sbatch: {said[-1]}") from None
 
 
 def script(request: Request, cluster: ClusterConfig) -> str:
@@ -89,9 +90,21 @@ def script(request: Request, cluster: ClusterConfig) -> str:
 
 
 def send(request: Request, cluster: ClusterConfig) -> str:
-    """Submit the request; returns the job's id."""
+    """Submit the request; returns the job's id.
+
+    Raises QueueError where Slurm does not answer, and UserError where it does and refuses the job (an account, a QOS,
+    a reservation): the same command would be refused again.
+    """
     request.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return executor(request, cluster).send(_command(request, cluster))
+    try:
+        return executor(request, cluster).send(_command(request, cluster))
+    except slurm.QueueError as error:
+        if not slurm.answers(cluster):
+            raise
+        raise UserError(
+            f"Slurm refuses the job of stage {request.stage}: {error}. Look at account, qos, constraint and sbatch of "
+            f"your cluster (python -m cathpc doctor); what was submitted before it is kept"
+        ) from None
 
 
 def executor(request: Request, cluster: ClusterConfig) -> Executor:

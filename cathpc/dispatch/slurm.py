@@ -123,6 +123,15 @@ def live(jobs: Iterable[QueueJob]) -> set[str]:
     return {j.base for j in jobs if j.state not in TERMINAL and j.reason != "DependencyNeverSatisfied"}
 
 
+def answers(cluster: ClusterConfig) -> bool:
+    """Whether the controller can be asked at this moment."""
+    try:
+        queue(cluster)
+    except QueueError:
+        return False
+    return True
+
+
 def live_jobs(cluster: ClusterConfig, mine: Callable[[QueueJob], bool]) -> set[str] | None:
     """Ids of those that are `mine` and still live; None where the queue cannot be asked."""
     try:

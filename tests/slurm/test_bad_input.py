@@ -43,6 +43,13 @@ def test_more_nodes_than_the_partition_has_are_refused(site: Site) -> None:
     assert site.queue() == {}
 
 
+def test_what_sbatch_itself_refuses_is_the_users_to_mend_and_not_to_be_tried_again(site: Site) -> None:
+    done = site.run(*SMOKE, "+cluster.sbatch.reservation=winter")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Slurm refuses the job of stage" in complaint(done) and "reservation" in complaint(done)
+    assert site.queue() == {}
+
+
 def test_a_machine_without_slurm_is_told_what_it_can_do(tmp_path: Path) -> None:
     home = Home(tmp_path)
     environment = {**home.environment(), "PATH": str(tmp_path)}
