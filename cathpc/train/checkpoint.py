@@ -118,10 +118,11 @@ def folder_name(step: int) -> str:
 
 def committed(folder: Path) -> list[Path]:
     """The committed checkpoints in `folder`, newest first."""
-    return sorted((m.parent for m in folder.glob(f"step-*/{MANIFEST}")), key=_step, reverse=True)
+    return sorted((m.parent for m in folder.glob(f"step-*/{MANIFEST}")), key=step_of, reverse=True)
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """Step of a checkpoint's folder."""
     return int(path.name.removeprefix("step-"))
 
 
@@ -252,7 +253,7 @@ def _choose(folder: Path) -> int | None:
     problems: list[str] = []
     while True:
         candidates = committed(folder) if ranks.rank() == 0 else []
-        step = ranks.from_first(_step(candidates[0]) if candidates else -1)
+        step = ranks.from_first(step_of(candidates[0]) if candidates else -1)
         if step < 0:
             break
         checkpoint = folder / folder_name(step)

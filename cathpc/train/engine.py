@@ -92,7 +92,7 @@ def load_model(config: TrainConfig, folder: Path, settings: dict[str, Any]) -> t
     _refuse(folder, described)
     chosen = attention.implementation(config.attention, described)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(described)
+        empty = AutoModelForCausalLM.from_config(described)  # type: ignore[no-untyped-call]
     if getattr(empty.get_output_embeddings(), "bias", None) is not None:
         raise UserError(
             f"{folder}: the output layer has a bias, which the chunked loss does not add. Choose another one."

@@ -104,6 +104,7 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
         passing = passed.over(out, step)
 
         loss_sum = torch.zeros((), dtype=torch.float64, device=ranks.device())
+        everyone: np.ndarray  # a row a rank
         attended = 0
         mine = batches.rank_rows(rows, ranks.rank(), ranks.world_size(), train.micro_batch)
         taken = [row for micro in mine for row in micro]
@@ -119,8 +120,7 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
                 # the supervised tokens of the whole global batch.
                 engine.backward(loss * (ranks.world_size() / supervised), scale_wrt_gas=False)
             if micro is mine[-1]:
-                told = [loss_sum, stop.requested(), attended, slow.probe(step), *taken]
-                everyone = np.array(ranks.gather(told))
+                everyone = np.array(ranks.gather([loss_sum, stop.requested(), attended, slow.probe(step), *taken]))
                 guard.loss = float(everyone[:, 0].sum()) / supervised
             with clock.time("step"):
                 engine.step()
@@ -162,9 +162,10 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
         if step % train.eval_every_steps == 0 or step == total:
             at.evaluated = not stopping and _evaluate(train, engine, held_out, step, logs, watchdog)
             stopping = stopping or not at.evaluated
-        if stopping or step % train.save_every_steps == 0 or step % per_epoch == 0 or step == total:
+        milestone = train.save_milestones and step % per_epoch == 0
+        if stopping or milestone or step % train.save_every_steps == 0 or step == total:
             watchdog.beat(f"the save after step {step}")
-            _save(train, engine, folder, step, same, at, logs, milestone=step % per_epoch == 0)
+            _save(train, engine, folder, step, same, at, logs, milestone=milestone)
         if stopping and step < total:
             raise TryAgainError(
                 f"stopped on request ({stop.reason() or 'another rank was told to'}) after step {step} of {total}; "

@@ -50,7 +50,7 @@ def rank_main(task: dict[str, Any]) -> int:
         """What the loop calls at the end of each step, with the rows that this rank took behind two other values."""
         nonlocal finished
         rows = plain_gather(values)
-        if len(values) == 2 + train.global_batch // ranks.world_size():
+        if len(values) == 4 + train.global_batch // ranks.world_size():
             finished += 1
             if task.get("at") == finished and task["rank"] == ranks.rank():
                 if task["do"] == "kill":
@@ -119,6 +119,7 @@ def settings(**changes: Any) -> dict[str, Any]:
         "loss_chunk": 50,
         "save_every_steps": 4,
         "keep_checkpoints": 3,
+        "save_milestones": False,
         "eval_every_steps": 5,
         "threads_per_rank": 1,
     }
