@@ -134,7 +134,12 @@ def _adapt(model: Any, config: TrainConfig) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     lora = config.lora
-    adapters = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
+    adapters = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float is fine
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+    )
     inject_adapter_in_model(adapters, model.base_model)
     dtype = getattr(torch, config.dtype.value)
     for name, parameter in model.named_parameters():

@@ -263,10 +263,10 @@ def test_in_bfloat16_with_activation_checkpointing_too(world: SimpleNamespace, t
 def test_every_record_is_seen_once_an_epoch_and_the_ledger_says_so(world: SimpleNamespace, whole: Path) -> None:
     ledger = metrics.consumed(whole / "samples.jsonl")
     assert set(ledger.values()) == {4}
-    assert len(ledger) == world.summary["train"]["records"]
+    assert len(ledger) == world.summary["train"]["bins"]
     rows = metrics.read(whole / "samples.jsonl")
     for epoch in range(4):
-        seen = [name for row in rows if row["epoch"] == epoch for name in row["records"]]
+        seen = [number for row in rows if row["epoch"] == epoch for number in row["bins"]]
         assert sorted(seen) == sorted(ledger)
     orders = [[b for row in rows if row["epoch"] == epoch for b in row["bins"]] for epoch in range(4)]
     assert len({tuple(order) for order in orders}) == 4, "each epoch has an order of its own"
