@@ -49,6 +49,7 @@ _RANGES: tuple[_Rule, ...] = (
     ("pack.seq_len", lambda v: v >= 16, "must be at least 16"),
     ("pack.max_tokens", lambda v: v is None or v > 0, "must be greater than 0, or null"),
     ("pack.eval_share", lambda v: 0 <= v < 1, "must lie in 0..1"),
+    ("pack.workers", lambda v: v >= 0, "must not be negative"),
     ("train.nodes", lambda v: v > 0, _POSITIVE),
     ("train.ranks_per_node", lambda v: v > 0, _POSITIVE),
     ("train.epochs", lambda v: v > 0, _POSITIVE),

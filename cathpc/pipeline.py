@@ -182,6 +182,7 @@ STAGES: tuple[Stage, ...] = (
         inputs=("cards", "base"),
         config=("pack",),
         does="tokens, labels and segments, packed to the sequence length",
+        version=2,
     ),
     Stage(
         "train",
