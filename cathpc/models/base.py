@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cathpc.models import weights
+from cathpc.models import shape, weights
 from cathpc.models.source import identity, prepare
 from cathpc.models.template import Template
 
@@ -23,6 +23,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     rows."""
     cache = Path(config.paths.cache)
     prepared = prepare(config.model.base, config.model.template, cache)
+    shape.check(config.model, prepared / "config.json")
     model = out / "model"
     if model.exists():
         shutil.rmtree(model)  # of an attempt that was killed
