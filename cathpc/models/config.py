@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from cathpc.models.shape import ShapeConfig
 from cathpc.schema import speed
 
 
@@ -37,6 +38,8 @@ class ModelConfig:
     """A Hub id ('meta-llama/Meta-Llama-3-70B'), a folder ('./llama', '/models/llama'), 'package:NAME' (a Python
     package that carries a model) or 'random:llama' (a tiny model with random weights, for tests)."""
     template: TemplateConfig = field(default_factory=TemplateConfig)
+    shape: ShapeConfig = speed(factory=ShapeConfig)
+    """Its dimensions, for `plan` where the model is not at hand; stage `base` compares them with the model's."""
 
 
 @dataclass

@@ -121,6 +121,30 @@ def ready(name: str, template: TemplateConfig | None, cache: Path) -> bool:
     return _place(cache, known if template is None else {**known, "template": asdict(template)}).is_dir()
 
 
+def at_hand(name: str, template: TemplateConfig | None, cache: Path) -> Path | None:
+    """The `config.json` of a model that is on this machine already, prepared or as it came; None elsewhere.
+
+    Neither a network nor the weights are touched: only a folder's GGUF file is hashed, whose header holds no JSON.
+    """
+    cache = cache.absolute()
+    kind, value = _parse(name)
+    if kind == "folder" and (own := Path(value).expanduser() / "config.json").is_file():
+        return own
+    try:
+        known = identity(name, cache=cache / "model-digests.json")
+    except UserError:  # not pinned, not installed or not there
+        return None
+    keys = [{"model": known}] if template is None else [{"model": known, "template": asdict(template)}, {"model": known}]
+    folders = [_place(cache, key) for key in keys]
+    if kind == "package":
+        folders.append(_package(value))
+    if kind == "hub":
+        home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+        hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+        folders.append(hub / f"models--{value.replace('/', '--')}" / "snapshots" / known["commit"])
+    return next((f for folder in folders if (f := folder / "config.json").is_file()), None)
+
+
 def _adopt(raw: Path, link: bool, target: Path) -> None:
     """Copy a model folder without a template: what is needed to load it, and no code."""
     from cathpc.models.surgery import clean_config
