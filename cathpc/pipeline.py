@@ -115,6 +115,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "model"),
         does="the model to fine-tune: checked safetensors, chat tokens",
         place=Place.network,
+        version=2,
         identity=lambda c: _model(c, c.model.base),
     ),
     Stage(

@@ -81,10 +81,12 @@ def submit(config: Config, overrides: list[str]) -> None:
 
     from cathpc.dispatch import graph
     from cathpc.dispatch.show import job_table
+    from cathpc.models.contract import check_models
     from cathpc.runs import open_run
 
     refuse_unpinned(config)
     refuse_unfit(config)
+    check_models(config)
     run = open_run(config, overrides)
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     rows = graph.submit(config, run, note=lambda text: console.print(f"  {text}", markup=False))
