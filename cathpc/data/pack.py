@@ -19,6 +19,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,9 @@ NO_LABEL = -100
 ARRAYS = {"input_ids": np.int32, "labels": np.int32, "segment_ids": np.int16}
 COUNTS = ("records", "tokens", "supervised")
 """Columns of `counts.npy`; supervised tokens are those with a label."""
-BLOCK_TOKENS = 2**23
+GROUP_TOKENS = 2**28
+"""Tokens that lie together in the file from which rows are filled; it is mapped, 4 bytes each."""
+BLOCK_TOKENS = 2**21
 """Tokens that are put in place at once; about 30 bytes each."""
 
 SEGMENT_SCHEMA = pa.schema(
@@ -165,58 +168,76 @@ def write(
     """Write the split `folder`; its counts and the digests of its files.
 
     `records`: RECORD [records], of all whose tokens lie in `flat`, in order; `chosen`: indices of those to place,
-    ascending; `ids`: of all rows of the source. What is not finished lies beside `flat`, which is removed.
+    ascending; `ids`: of all rows of the source. What is not finished lies beside `flat`, which may be rewritten.
     """
     order, starts = best_fit_decreasing(records["tokens"][chosen], seq_len)
     members, bins = chosen[order], len(starts) - 1
-    row_of = np.repeat(np.arange(bins, dtype=np.int32), np.diff(starts))
-    block_rows = max(1, BLOCK_TOKENS // seq_len)
-    block_of = np.full(len(records), -1, np.int32)
-    block_of[members] = row_of // block_rows
-    grouped = flat.with_name("grouped")
-    ragged.group(flat, grouped, records["tokens"], block_of)
-    flat.unlink()
-
     folder.mkdir(exist_ok=True)
     totals = np.zeros(len(COUNTS), np.int64)
     digests: dict[str, str] = {}
     table = flat.with_name("segments.parquet")
     with ExitStack() as files:
         append = {
-            name: files.enter_context(_npy(folder / f"{name}.npy", dtype, (bins, seq_len), flat.parent, digests))
-            for name, dtype in ARRAYS.items()
+            name: files.enter_context(_npy(folder / f"{name}.npy", dtype, (bins, width), flat.parent, digests))
+            for name, dtype, width in (*((n, d, seq_len) for n, d in ARRAYS.items()), ("counts", np.int32, len(COUNTS)))
         }
-        append_counts = files.enter_context(
-            _npy(folder / "counts.npy", np.int32, (bins, len(COUNTS)), flat.parent, digests)
-        )
         segments = files.enter_context(pq.ParquetWriter(table, SEGMENT_SCHEMA))
-        source = files.enter_context(grouped.open("rb"))
-        for low in range(0, bins, block_rows):
-            bounds = starts[low : low + block_rows + 1]
-            here = members[bounds[0] : bounds[-1]]
-            these, present = records[here], np.sort(here)  # in the order of the rows, in that of the file
-            tokens = np.fromfile(source, np.int32, int(these["tokens"].sum()))
-            tokens = ragged.take(tokens, records["tokens"][present], np.searchsorted(present, here))
-            segment = np.arange(bounds[0], bounds[-1]) - np.repeat(bounds[:-1], np.diff(bounds)) + 1
-            for name, rows in arrays(tokens, these["tokens"], segment, seq_len, pad_id).items():
-                append[name](rows)
-            sums = [np.add.reduceat(these[name], bounds[:-1] - bounds[0]) for name in ("tokens", "supervised")]
-            counts = np.stack([np.diff(bounds), *sums], axis=1)
-            append_counts(counts.astype(np.int32))
+        threads = files.enter_context(ThreadPoolExecutor(len(append)))  # one block is written while the next is filled
+        writes: list[Future[None]] = []
+        for low, bounds, tokens in _by_row(flat, records["tokens"], members, starts, seq_len):
+            high, sizes = low + len(bounds) - 1, np.diff(bounds)
+            here = records[members[bounds[0] : bounds[-1]]]
+            segment = np.arange(bounds[0], bounds[-1]) - np.repeat(bounds[:-1], sizes) + 1
+            sums = [np.add.reduceat(here[name], bounds[:-1] - bounds[0]) for name in COUNTS[1:]]
+            counts = np.stack([sizes, *sums], axis=1).astype(np.int32)
             totals += counts.sum(axis=0)
+            filled = arrays(tokens, here["tokens"], segment, seq_len, pad_id)
+            for written in writes:
+                written.result()
+            writes = [threads.submit(append[name], rows) for name, rows in {**filled, "counts": counts}.items()]
             columns = {
-                "bin": row_of[bounds[0] : bounds[-1]],
+                "bin": np.repeat(np.arange(low, high, dtype=np.int32), sizes),
                 "segment": segment.astype(np.int16),
-                "id": ids.take(pa.array(these["row"])),
-                "tokens": these["tokens"],
-                "supervised": these["supervised"],
+                "id": ids.take(pa.array(here["row"])),
+                "tokens": here["tokens"],
+                "supervised": here["supervised"],
             }
             segments.write_table(pa.table(columns, schema=SEGMENT_SCHEMA))
-            progress.report(folder.parent, low + len(counts), bins, "rows", note=folder.name)
+            progress.report(folder.parent, high, bins, "rows", note=folder.name)
+        for written in writes:
+            written.result()
     _commit(table, folder / table.name)
     digests[table.name] = file_hash(folder / table.name)
     found = dict(zip(COUNTS, totals.tolist(), strict=True))
     return {**found, "bins": bins, "efficiency": found["tokens"] / (bins * seq_len) if bins else 0.0}, digests
+
+
+def _by_row(
+    flat: Path, lengths: np.ndarray, members: np.ndarray, starts: np.ndarray, seq_len: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """A block of rows at a time: its first row, its part of `starts`, and its tokens in the order of the rows.
+
+    `lengths` [records]: of all in `flat`; `members` and `starts`: the records by row. Where `flat` holds more than
+    memory may, its records are brought together by groups of rows first: else each would be a read of its own.
+    """
+    bins = len(starts) - 1
+    group_rows, block_rows = (max(1, tokens // seq_len) for tokens in (GROUP_TOKENS, BLOCK_TOKENS))
+    if bins > group_rows or len(members) < len(lengths):
+        groups = np.full(len(lengths), -1, np.int32)
+        groups[members] = np.repeat(np.arange(bins, dtype=np.int32), np.diff(starts)) // group_rows
+        ragged.group(flat, flat.with_name("grouped"), lengths, groups)
+        flat.with_name("grouped").rename(flat)
+    at = 0
+    for first in range(0, bins, group_rows):
+        bounds = starts[first : first + group_rows + 1]
+        present, order = np.unique(members[bounds[0] : bounds[-1]], return_inverse=True)  # as they lie in the file
+        size = int(lengths[present].sum())
+        tokens = np.memmap(flat, np.int32, "r", offset=at * 4, shape=(size,))
+        at += size
+        column = ragged.column(tokens, lengths[present])
+        for low in range(0, len(bounds) - 1, block_rows):
+            block = bounds[low : low + block_rows + 1]
+            yield first + low, block, ragged.take(column, order[block[0] - bounds[0] : block[-1] - bounds[0]])
 
 
 def arrays(

@@ -16,13 +16,17 @@ CHUNK = 2**23
 """Elements that `group` holds at once; twice."""
 
 
-def take(values: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The values numbered `order`, one after the other; `lengths` [values] are counted in elements of `values`."""
-    ends = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=ends[1:])
+def column(values: np.ndarray, lengths: np.ndarray) -> pa.Array:
+    """The values as an Arrow column of bytes, nothing copied; `lengths` [values] count elements of `values`."""
+    ends = np.append(0, np.cumsum(lengths, dtype=np.int64))
     buffers = [None, pa.py_buffer(ends * values.itemsize), pa.py_buffer(values)]
-    taken = pa.Array.from_buffers(pa.large_binary(), len(lengths), buffers).take(pa.array(order))
-    return np.frombuffer(taken.buffers()[2], values.dtype, int(lengths[order].sum()))
+    return pa.Array.from_buffers(pa.large_binary(), len(lengths), buffers)
+
+
+def take(values: pa.Array, order: np.ndarray) -> np.ndarray:
+    """Of a column of int32 values, those numbered `order`, one after the other."""
+    _, ends, data = values.take(pa.array(order)).buffers()
+    return np.frombuffer(data, np.int32, np.frombuffer(ends, np.int64)[len(order)] // 4)
 
 
 def group(source: Path, target: Path, lengths: np.ndarray, groups: np.ndarray) -> None:
@@ -42,7 +46,7 @@ def group(source: Path, target: Path, lengths: np.ndarray, groups: np.ndarray) -
             values = np.fromfile(old, np.int32, int(here.sum()))
             wanted = np.flatnonzero(there >= 0)
             order = wanted[np.argsort(there[wanted], kind="stable")]
-            moved = take(values, here, order)
+            moved = take(column(values, here), order)
             counts = np.bincount(there[order], weights=here[order], minlength=len(sizes)).astype(np.int64)
             start = 0
             for number in np.flatnonzero(counts):
