@@ -53,6 +53,8 @@ def foreground(config: Config, overrides: list[str], *, targets: set[str] | None
     from cathpc.runs import open_run
 
     refuse_unpinned(config)
+    if targets is None or "train" in targets:
+        refuse_unfit(config)
     run = open_run(config, overrides)
     began = time.monotonic()
     show = Show()
@@ -79,9 +81,12 @@ def submit(config: Config, overrides: list[str]) -> None:
 
     from cathpc.dispatch import graph
     from cathpc.dispatch.show import job_table
+    from cathpc.models.contract import check_models
     from cathpc.runs import open_run
 
     refuse_unpinned(config)
+    refuse_unfit(config)
+    check_models(config)
     run = open_run(config, overrides)
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     rows = graph.submit(config, run, note=lambda text: console.print(f"  {text}", markup=False))
@@ -117,6 +122,16 @@ def dry_run(config: Config) -> None:
         print(f"# --- {name} ---\n{text}")
     if missing:
         print(f"# {len(missing)} repositories of the Hub are not pinned yet: fingerprints are not known")
+
+
+def refuse_unfit(config: Config) -> None:
+    """Raise `UserError` for a training that is still to do and needs more than the cluster has, as far as is known."""
+    from cathpc import store
+    from cathpc.train import fit
+
+    place = store.places(config)["train"]
+    if not place.fresh() and (faults := fit.faults(config, folder=place.folder)):
+        raise UserError("the training cannot run on this cluster:\n  " + "\n  ".join(faults))
 
 
 def refuse_unpinned(config: Config) -> None:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import torch
-
 PEAK = {"A100": 312e12, "H100": 989.4e12, "H200": 989.4e12, "B200": 2250e12, "L40S": 362e12, "V100": 125e12}
 """Dense bfloat16 (V100: float16) operations a second by a part of the card's name, from NVIDIA's data sheets (SXM)."""
 
@@ -53,6 +51,8 @@ def work(model: Any) -> Work:
 
 def peak() -> float | None:
     """Operations a second that this GPU could do; None where there is none or its card is not known."""
+    import torch
+
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()

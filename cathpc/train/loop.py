@@ -23,7 +23,21 @@ from cathpc import progress
 from cathpc.errors import ChangedError, TryAgainError, UserError
 from cathpc.models.template import Template
 from cathpc.schema import identity
-from cathpc.train import batches, checkpoint, finish, flops, metrics, microbatch, passed, ranks, schedule, slow, stop
+from cathpc.train import (
+    batches,
+    checkpoint,
+    finish,
+    flops,
+    metrics,
+    microbatch,
+    passed,
+    ranks,
+    saver,
+    schedule,
+    slow,
+    stop,
+    unchanged,
+)
 from cathpc.train import engine as engines
 from cathpc.train.clock import Clock
 from cathpc.train.config import OnSpike
@@ -65,6 +79,10 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
 
 def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Watchdog) -> dict[str, Any]:
     _seed(train.seed)
+    folder = out / "checkpoints"
+    watchdog.beat("comparing the files that the training stands on")
+    whole = not checkpoint.has_history(folder) or bool(train.lora.rank)
+    unchanged.require([inputs["pack"], inputs["base"]], whole=whole)
     pack = json.loads((inputs["pack"] / "pack.json").read_text(encoding="utf-8"))
     data = batches.load(inputs["pack"] / "train", pack["pad_id"])
     held_out = batches.load(inputs["pack"] / "eval", pack["pad_id"])
@@ -74,15 +92,16 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
 
     same = _identity(train, pack, Template.load(inputs["base"] / "model").hash)
     engine, work = engines.start(train, inputs["base"] / "model")
-    folder = out / "checkpoints"
     folder.mkdir(exist_ok=True)
     watchdog.beat("loading the checkpoint")
-    saved = checkpoint.load(folder, engine, same)
+    saved = checkpoint.load(folder, engine, same, keep=train.keep_checkpoints, resume_from=train.resume_from)
     first = saved["step"] if saved else 0
     at = Position(**{name: saved[name] for name in asdict(Position())}) if saved else Position()
     guard = Guard(train, at.norms, at.bad)
     engines.guard(engine, guard.refuses)
 
+    scratch = saver.scratch_folder() if train.save_through_scratch else None
+    keeper = checkpoint.Saver(folder, engine, same, keep=train.keep_checkpoints, scratch=scratch)
     clock = Clock(ranks.device())
     logs = Logs(out, first, train) if ranks.rank() == 0 else None
     if not at.evaluated:
@@ -120,17 +139,21 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
                 # the supervised tokens of the whole global batch.
                 engine.backward(loss * (ranks.world_size() / supervised), scale_wrt_gas=False)
             if micro is mine[-1]:
-                everyone = np.array(ranks.gather([loss_sum, stop.requested(), attended, slow.probe(step), *taken]))
+                everyone = np.array(
+                    ranks.gather([loss_sum, stop.requested(), keeper.ready(), attended, slow.probe(step), *taken])
+                )
                 guard.loss = float(everyone[:, 0].sum()) / supervised
             with clock.time("step"):
                 engine.step()
         if passing:
-            everyone = np.array(ranks.gather([loss_sum, stop.requested(), 0, 0, *taken]))
+            everyone = np.array(ranks.gather([loss_sum, stop.requested(), keeper.ready(), 0, 0, *taken]))
             guard.fault = "passed over"
             engine.global_steps += 1
 
         at.norms, at.bad = list(guard.norms), guard.bad
         stopping = bool(everyone[:, 1].any())
+        if everyone[:, 2].all():
+            keeper.advance()
         if logs:
             step_s = time.perf_counter() - began
             logs.step(
@@ -144,14 +167,14 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
                     "supervised_tokens": supervised,
                     "tokens_seen": at.tokens_seen,
                     "step_s": step_s,
-                    **_speed(work.flops(tokens, supervised, int(everyone[:, 2].sum())), tokens, step_s),
+                    **_speed(work.flops(tokens, supervised, int(everyone[:, 3].sum())), tokens, step_s),
                     "seconds": clock.read(),
                     "memory_gb": round(metrics.memory_gb(), 3),
                     "time": time.time(),
                     **({"fault": guard.fault} if guard.fault else {}),
-                    **slow.report(everyone[:, 3]),
+                    **slow.report(everyone[:, 4]),
                 },
-                everyone[:, 4:].flatten().astype(int).tolist(),
+                everyone[:, 5:].flatten().astype(int).tolist(),
                 shown=step % train.log_every_steps == 0 or step == total,
             )
             progress.report(out, step, total, "steps", note=f"loss {guard.loss:.3f}")
@@ -165,7 +188,7 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
         milestone = train.save_milestones and step % per_epoch == 0
         if stopping or milestone or step % train.save_every_steps == 0 or step == total:
             watchdog.beat(f"the save after step {step}")
-            _save(train, engine, folder, step, same, at, logs, milestone=milestone)
+            _save(keeper, step, at, logs, milestone=milestone, last=stopping)
         if stopping and step < total:
             raise TryAgainError(
                 f"stopped on request ({stop.reason() or 'another rank was told to'}) after step {step} of {total}; "
@@ -173,6 +196,8 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
                 f"on from it."
             )
 
+    watchdog.beat("the end of the last save")
+    keeper.finish()
     summary: dict[str, Any] = {"line": ""}
     if logs:
         logs.close()
@@ -184,8 +209,10 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
 def _tokens(data: batches.Packed, train: TrainConfig, per_epoch: int, steps: int) -> int:
     """Tokens of the first `steps` steps."""
     epochs, rest = divmod(steps, per_epoch)
-    last = batches.epoch_order(data.bins, train.seed, epochs)[: rest * train.global_batch] if rest else []
-    return epochs * int(data.tokens.sum()) + batches.count(data.tokens, list(last))
+    last: list[int] = []
+    if rest:
+        last = batches.epoch_order(data.bins, train.seed, epochs)[: rest * train.global_batch].tolist()
+    return epochs * int(data.tokens.sum()) + batches.count(data.tokens, last)
 
 
 def _evaluate(
@@ -218,22 +245,14 @@ def _evaluate(
     return not stopped
 
 
-def _save(
-    train: TrainConfig,
-    engine: Any,
-    folder: Path,
-    step: int,
-    same: dict[str, Any],
-    at: Position,
-    logs: Logs | None,
-    *,
-    milestone: bool,
-) -> None:
-    """Commit a checkpoint after the lines that it stands for are on the disk."""
+def _save(keeper: checkpoint.Saver, step: int, at: Position, logs: Logs | None, *, milestone: bool, last: bool) -> None:
+    """Save after the lines that the checkpoint stands for are on the disk; the `last` one of an attempt at once."""
     began = time.perf_counter()
     if logs:
         logs.sync()
-    checkpoint.save(folder, engine, step, same, keep=train.keep_checkpoints, notes=asdict(at))
+    keeper.start(step, asdict(at), milestone=milestone, at_once=last)
+    if last:
+        keeper.finish(verify=False)
     if logs:
         seconds = {"save": round(time.perf_counter() - began, 4)}
         logs.metrics.write({"global_step": step, "seconds": seconds, "time": time.time()})

@@ -1,245 +1,36 @@
-"""Training with real ranks: two gloo processes under ZeRO-3 on a tiny random Llama, killed, stopped and damaged.
-
-Run as a program, this file imports what ranks need, once, and forks the ranks of one training after another: each
-line of its input is a task, each line of its output says how the ranks ended.
-"""
+"""Training with real ranks on a tiny random Llama: killed, stopped, damaged, and exported. See tests/e2e/ranks.py."""
 
 from __future__ import annotations
 
 import json
-import os
-import resource
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from cathpc.errors import EXIT_AGAIN, EXIT_CHANGED, EXIT_DATA, EXIT_DISK, EXIT_USER, CathpcError
-from cathpc.models.config import Dtype, TemplateConfig
-from cathpc.record import RECORD_SCHEMA
+from cathpc.errors import EXIT_AGAIN, EXIT_CHANGED, EXIT_DATA, EXIT_DISK, EXIT_USER
 from cathpc.train import metrics
-from cathpc.train.config import TrainConfig
+from tests.e2e.ranks import (
+    STEPS,
+    assert_same_training,
+    checkpoints,
+    copy,
+    evals,
+    final_weights,
+    flip,
+    grad_norms,
+    killed,
+    launch,
+    losses,
+    settings,
+    trained,
+    whole,
+    world,
+)
 
-ROOT = Path(__file__).parents[2]
-STEPS = 12  # 3 steps an epoch, 4 epochs
-SEQ_LEN = 96
-
-
-# --- one rank -------------------------------------------------------------------------------------------------------
-
-
-def rank_main(task: dict[str, Any]) -> int:
-    """Train as this process's rank; `task` may say at which step something happens to which rank."""
-    from cathpc.train import loop, ranks
-
-    train = TrainConfig(**{**task["train"], "dtype": Dtype[task["train"]["dtype"]]})
-    plain_gather = ranks.gather
-    finished = 0
-
-    def gather(values: list[float]) -> list[list[float]]:
-        """What the loop calls at the end of each step, with the rows that this rank took behind two other values."""
-        nonlocal finished
-        rows = plain_gather(values)
-        if len(values) == 4 + train.global_batch // ranks.world_size():
-            finished += 1
-            if task.get("at") == finished and task["rank"] == ranks.rank():
-                if task["do"] == "kill":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                elif task["do"] == "small_disk":
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
-                else:
-                    os.kill(os.getpid(), getattr(signal, task["do"]))
-        return rows
-
-    ranks.gather = gather
-    config = SimpleNamespace(train=train, name="test")
-    inputs = {"pack": Path(task["pack"]), "base": Path(task["base"])}
-    try:
-        loop.run(config, inputs, Path(task["out"]))  # type: ignore[arg-type]
-    except CathpcError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    return 0
-
-
-def nursery() -> None:
-    """Fork the ranks of each task and wait for them."""
-
-    import cathpc.train.loop  # noqa: F401
-
-    answers = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
-        task = json.loads(line)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        children = []
-        for rank, log in enumerate(task["logs"]):
-            child = os.fork()
-            if not child:
-                where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(task["logs"]), "MASTER_PORT": port}
-                os.environ.update({name: str(value) for name, value in where.items()}, MASTER_ADDR="127.0.0.1")
-                file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(file, 1)
-                os.dup2(file, 2)
-                code = 1
-                try:
-                    code = rank_main(task)
-                except BaseException:
-                    traceback.print_exc()
-                finally:
-                    sys.stdout.flush()
-                    sys.stderr.flush()
-                    os._exit(code)
-            children.append(child)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        print(json.dumps(codes), file=answers, flush=True)
-
-
-# --- the world ------------------------------------------------------------------------------------------------------
-
-
-def settings(**changes: Any) -> dict[str, Any]:
-    plain = {
-        "ranks_per_node": 2,
-        "lr": 3e-3,
-        "global_batch": 4,
-        "dtype": "float32",
-        "activation_checkpointing": False,
-        "loss_chunk": 50,
-        "save_every_steps": 4,
-        "keep_checkpoints": 3,
-        "save_milestones": False,
-        "eval_every_steps": 5,
-        "threads_per_rank": 1,
-    }
-    return {**plain, **changes}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """A tiny base model with dropout and 11 packed rows of it: three steps an epoch, the last one short."""
-    from cathpc.data import pack
-    from cathpc.data.config import PackConfig
-    from cathpc.models.source import prepare
-
-    top = tmp_path_factory.mktemp("train")
-    template = TemplateConfig(
-        bos="<|begin_of_text|>",
-        pad="<|reserved_special_token_2|>",
-        renames={"<|reserved_special_token_0|>": "<|im_start|>", "<|reserved_special_token_1|>": "<|im_end|>"},
-    )
-    base = top / "base"
-    shutil.copytree(prepare("random:llama", template, top / "cache"), base / "model")
-    config = json.loads((base / "model/config.json").read_text())
-    (base / "model/config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
-    cards = top / "cards"
-    cards.mkdir()
-    words = ["the", "captain", "looked", "at", "a", "sea", "and", "asked", "for", "water", "bread", "or", "numbers"]
-    rows = []
-    for i in range(27):
-        text = " ".join(words[(i * 7 + k * (i % 5 + 1)) % len(words)] for k in range(6 + i % 11))
-        messages = [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": text}]
-        row = dict.fromkeys(RECORD_SCHEMA.names, "") | {"id": f"r{i:02d}", "label": None, "messages": messages}
-        rows.append(row)
-    pq.write_table(pa.Table.from_pylist(rows, schema=RECORD_SCHEMA), cards / "carded.parquet")
-    folder = top / "pack"
-    folder.mkdir()
-    config = SimpleNamespace(pack=PackConfig(seq_len=SEQ_LEN, eval_share=0.1))
-    summary = pack.run(config, {"cards": cards, "base": base}, folder)  # type: ignore[arg-type]
-    assert 8 < summary["train"]["bins"] < 12, summary
-    assert summary["eval"]["bins"] > 0
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__]
-    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as ranks:
-        yield SimpleNamespace(top=top, base=base, pack=folder, summary=summary, nursery=ranks)
-        ranks.stdin.close()  # type: ignore[union-attr]
-
-
-def launch(world: SimpleNamespace, out: Path, train: dict[str, Any], **event: Any) -> list[SimpleNamespace]:
-    """Run a training to its end; exit code (-n: killed by signal n) and terminal output of each rank."""
-    out.mkdir(exist_ok=True)
-    logs = [out.parent / f"{out.name}.{rank}.log" for rank in range(train["ranks_per_node"])]
-    task = {"train": train, "pack": str(world.pack), "base": str(world.base), "out": str(out), **event}
-    world.nursery.stdin.write(json.dumps({**task, "logs": list(map(str, logs))}) + "\n")
-    world.nursery.stdin.flush()
-    codes = json.loads(world.nursery.stdout.readline())
-    return [SimpleNamespace(returncode=c, stderr=log.read_text()) for c, log in zip(codes, logs, strict=True)]
-
-
-def trained(world: SimpleNamespace, out: Path, train: dict[str, Any]) -> Path:
-    results = launch(world, out, train)
-    assert [r.returncode for r in results] == [0] * len(results), "\n".join(r.stderr for r in results)
-    return out
-
-
-def losses(out: Path) -> dict[int, float]:
-    return {row["global_step"]: row["loss"] for row in metrics.read(out / "metrics.jsonl") if "loss" in row}
-
-
-def grad_norms(out: Path) -> dict[int, float]:
-    return {row["global_step"]: row["grad_norm"] for row in metrics.read(out / "metrics.jsonl") if "loss" in row}
-
-
-def evals(out: Path) -> dict[int, float]:
-    return {row["global_step"]: row["eval_loss"] for row in metrics.read(out / "metrics.jsonl") if "eval_loss" in row}
-
-
-def final_weights(out: Path) -> dict[str, Any]:
-    from cathpc.train import checkpoint, export
-
-    newest = checkpoint.committed(out / "checkpoints")[0]
-    assert newest.name == f"step-{STEPS:06d}"
-    assert checkpoint.verify(newest) == ""
-    return {name: tensor.clone() for name, tensor in export.tensors(newest / checkpoint.TAG)}
-
-
-def assert_same_training(one: Path, other: Path) -> None:
-    """Every loss, held-out loss and final weight, bit for bit."""
-    assert losses(one) == losses(other)
-    assert evals(one) == evals(other)
-    theirs = final_weights(other)
-    for name, tensor in final_weights(one).items():
-        assert tensor.equal(theirs[name]), name
-
-
-def checkpoints(out: Path) -> list[str]:
-    return sorted(p.name for p in (out / "checkpoints").iterdir())
-
-
-@pytest.fixture(scope="module")
-def whole(world: SimpleNamespace) -> Path:
-    """An uninterrupted run in float32."""
-    return trained(world, world.top / "whole", settings())
-
-
-@pytest.fixture(scope="module")
-def killed(world: SimpleNamespace) -> Path:
-    """A run of which rank 0 was killed in step 6, after the checkpoint of step 4."""
-    out = world.top / "killed"
-    results = launch(world, out, settings(), at=6, rank=0, do="kill")
-    assert results[0].returncode == -signal.SIGKILL
-    assert results[1].returncode != 0, "the peer of a dead rank must not end well"
-    assert checkpoints(out) == ["step-000004"]
-    return out
-
-
-def copy(source: Path, target: Path) -> Path:
-    shutil.copytree(source, target)
-    return target
-
-
-# --- tests ----------------------------------------------------------------------------------------------------------
+__all__ = ["killed", "whole", "world"]  # fixtures
 
 
 def test_a_run_killed_after_a_checkpoint_goes_on_to_the_same_losses_and_weights(
@@ -260,15 +51,13 @@ def test_in_bfloat16_with_activation_checkpointing_too(world: SimpleNamespace, t
     assert_same_training(trained(world, other, train), one)
 
 
-def test_every_record_is_seen_once_an_epoch_and_the_ledger_says_so(world: SimpleNamespace, whole: Path) -> None:
+def test_every_row_is_seen_once_an_epoch_and_the_ledger_says_so(world: SimpleNamespace, whole: Path) -> None:
     ledger = metrics.consumed(whole / "samples.jsonl")
     assert set(ledger.values()) == {4}
     assert len(ledger) == world.summary["train"]["bins"]
     rows = metrics.read(whole / "samples.jsonl")
-    for epoch in range(4):
-        seen = [number for row in rows if row["epoch"] == epoch for number in row["bins"]]
-        assert sorted(seen) == sorted(ledger)
     orders = [[b for row in rows if row["epoch"] == epoch for b in row["bins"]] for epoch in range(4)]
+    assert all(sorted(order) == sorted(ledger) for order in orders)
     assert len({tuple(order) for order in orders}) == 4, "each epoch has an order of its own"
     final = json.loads((whole / "final.json").read_text())
     assert final["steps"] == STEPS
@@ -298,12 +87,6 @@ def test_damaged_checkpoints_are_set_aside_and_the_one_before_is_used(
     trained(world, out, settings())
     assert checkpoints(out) == ["bad-step-000008-1", "step-000004", "step-000008", "step-000012"]
     assert_same_training(out, whole)
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def test_with_no_sound_checkpoint_left_training_ends_and_never_starts_afresh(
@@ -412,7 +195,3 @@ def test_the_exported_model_loads_in_plain_transformers_and_has_the_trained_weig
     again = AutoModelForCausalLM.from_pretrained(small)
     for name, tensor in again.state_dict().items():
         assert tensor.equal(model.state_dict()[name]), name
-
-
-if __name__ == "__main__":
-    nursery()

@@ -418,14 +418,14 @@ srun --unbuffered --output /runs/cat70b/logs/pack/%j_%t_log.out --export=ALL --k
 #SBATCH --gres=gpu:8
 #SBATCH --job-name=cathpc.train.unknown.dryrun.s0
 #SBATCH --kill-on-invalid-dep=yes
-#SBATCH --mem=0
+#SBATCH --mem=1000GB
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
 #SBATCH --open-mode=append
 #SBATCH --output=/runs/cat70b/logs/train/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@1200
+#SBATCH --signal=USR2@1500
 #SBATCH --time=20160
 
 # setup

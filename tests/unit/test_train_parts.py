@@ -1,11 +1,10 @@
-"""Loss, schedule, stop flag, logs, and what a checkpoint's manifest catches."""
+"""Loss, schedule, stop flag, logs, and the guards of a training."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import pytest
 import torch
 
 from cathpc.errors import EXIT_AGAIN, UserError
-from cathpc.train import checkpoint, engine, metrics, passed, slow, stop
+from cathpc.train import engine, metrics, passed, slow, stop
 from cathpc.train.config import Schedule, TrainConfig
 from cathpc.train.guard import Guard
 from cathpc.train.loss import sum_cross_entropy
@@ -224,60 +223,3 @@ def test_steps_of_a_rollback_are_passed_over(tmp_path: Path) -> None:
     passed.add(tmp_path, 5, 7)
     passed.add(tmp_path, 20, 20)
     assert [step for step in range(30) if passed.over(tmp_path, step)] == [5, 6, 7, 20]
-
-
-# --- checkpoints ----------------------------------------------------------------------------------------------------
-
-
-def committed(folder: Path, step: int) -> Path:
-    """A checkpoint as `save` leaves it, without an engine."""
-    path = folder / checkpoint.folder_name(step)
-    path.mkdir(parents=True)
-    files = {}
-    for name in ("a.pt", "b.pt"):
-        (path / name).write_bytes(os.urandom(1000))
-        digest, size = checkpoint._sha256(path / name)
-        files[name] = {"sha256": digest, "bytes": size}
-    (path / "manifest.json").write_text(json.dumps({"step": step, "files": files}))
-    return path
-
-
-def test_only_folders_with_a_manifest_are_committed_and_steps_sort_as_numbers(tmp_path: Path) -> None:
-    for step in (2, 1_000_000, 999_999):
-        committed(tmp_path, step)
-    (tmp_path / "step-2000000").mkdir()
-    (tmp_path / ".tmp-step-000003").mkdir()
-    assert [p.name for p in checkpoint.committed(tmp_path)] == ["step-1000000", "step-999999", "step-000002"]
-
-
-def test_a_flipped_byte_a_cut_file_and_a_missing_one_are_found(tmp_path: Path) -> None:
-    path = committed(tmp_path, 1)
-    assert checkpoint.verify(path) == ""
-    whole = (path / "b.pt").read_bytes()
-    (path / "b.pt").write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
-    assert "b.pt is not the file that was saved" in checkpoint.verify(path)
-    assert checkpoint.verify(path, share=0, shares=2) == "", "the first rank's share is a.pt"
-    assert "b.pt" in checkpoint.verify(path, share=1, shares=2)
-    (path / "b.pt").write_bytes(whole[:-1])
-    assert "(999 bytes, 1000 recorded)" in checkpoint.verify(path)
-    (path / "b.pt").unlink()
-    assert "b.pt cannot be read" in checkpoint.verify(path)
-    (path / "manifest.json").write_text("{")
-    assert "manifest.json cannot be read" in checkpoint.verify(path)
-
-
-def test_random_generators_go_on_where_they_were() -> None:
-    def draw() -> list[float]:
-        return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.randn(1).item()]
-
-    draw()
-    state = json.loads(json.dumps(checkpoint.rng_state()))
-    expected = [draw(), draw()]
-    checkpoint.set_rng_state(state)
-    assert [draw(), draw()] == expected
-
-
-def test_files_of_other_classes_than_deepspeeds_are_not_unpickled(tmp_path: Path) -> None:
-    torch.save({"x": Path("/")}, tmp_path / "evil.pt")
-    with pytest.raises(Exception, match="Weights only load failed"):
-        checkpoint.read_states(tmp_path / "evil.pt")

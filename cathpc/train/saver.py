@@ -1,0 +1,326 @@
+"""Commits checkpoints, while the training goes on where it can.
+
+A save is one function, `_saving`, that reads from top to bottom: all ranks write, all agree that all is well, rank 0
+renames the folder and writes the manifest last, all ranks read back what is on the disk (each what another one wrote),
+and only then older ones are removed. Where it yields a piece of work, each rank does that in a thread of its own; the
+save goes on at a later step, when all ranks are through. So the loop never waits for the reading back, nor, with
+`scratch`, for the shared file system: ranks write to their node first and copy from there.
+
+    saver.start(step, notes)                            after a step; waits for the save before
+    if all(<saver.ready() of every rank>): saver.advance()        after every step
+    saver.finish()                                      at the end
+
+Costs: one write of the checkpoint, hashed on the way; one read of it in the background; disk for one checkpoint more
+than are kept, and with `scratch` one on the node. Nothing grows with the number of checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cathpc import disk
+from cathpc.errors import DiskError
+from cathpc.lease import fence, slurm_job
+from cathpc.models.weights import write_json
+from cathpc.train import history, ranks, rng, states
+
+TAG = "deepspeed"
+ROOM = 1.05
+"""Free space that must be there, in sizes of what is to be written."""
+
+Work = Callable[[], None]
+
+
+class Saver:
+    """The checkpoints of one training, of which one at a time is in the making. All ranks call the same methods in the
+    same order.
+
+    `identity` is what a resumed run must share; `keep` newest ones remain, and the milestones; `scratch` is a folder
+    of this node to write to first, None for none.
+    """
+
+    def __init__(
+        self, folder: Path, engine: Any, identity: dict[str, Any], *, keep: int, scratch: Path | None = None
+    ) -> None:
+        self.folder, self.engine, self.identity, self.keep, self.scratch = folder, engine, identity, keep, scratch
+        self.seconds: dict[str, float] = {}
+        """What the newest save took so far: write, copy, commit, verify, remove."""
+        self.newest: Path | None = None
+        """The newest checkpoint that this saver committed."""
+        self._save: Generator[Work, OSError | None, None] | None = None
+        self._thread: _Thread | None = None
+
+    def start(self, step: int, notes: dict[str, Any], *, milestone: bool = False, at_once: bool = False) -> None:
+        """Save the engine after `step` steps; `notes` go into the manifest. First waits for the save before.
+
+        When it returns, training may go on; without `scratch`, and with `at_once`, the checkpoint is committed by
+        then. A `milestone` is kept for good. Raises DiskError on all ranks where one could not write, and FencedError
+        on rank 0 where another attempt owns the training by now; what was there before stays as it was.
+        """
+        self.finish()
+        self.seconds = {}
+        self._save = self._saving(step, notes, milestone, None if at_once else self.scratch)
+        self._go_on(None)
+
+    def ready(self) -> bool:
+        """Whether this rank has done its part of a save that can go on."""
+        return self._thread is not None and not self._thread.is_alive()
+
+    def advance(self) -> None:
+        """Go on with the save; called by all ranks once all are `ready` (else it waits). Raises what `start` does."""
+        assert self._thread is not None
+        self._thread.join()
+        error, self._thread = self._thread.error, None
+        if error is not None and not isinstance(error, OSError):
+            raise error
+        self._go_on(error)
+
+    def finish(self, *, verify: bool = True) -> None:
+        """Wait until the save is through: committed, and with `verify` also read back, and older ones removed.
+
+        A stop that is short of time leaves these two to the next attempt, which does both when it loads.
+        """
+        while self._save is not None and (verify or "commit" not in self.seconds):
+            self.advance()
+        self._save = self._thread = None
+
+    def _go_on(self, error: OSError | None) -> None:
+        assert self._save is not None
+        try:
+            work = self._save.send(error)
+        except BaseException as ended:
+            self._save = None
+            if not isinstance(ended, StopIteration):
+                raise
+        else:
+            self._thread = _Thread(work)
+            self._thread.start()
+
+    def _saving(
+        self, step: int, notes: dict[str, Any], milestone: bool, scratch: Path | None
+    ) -> Generator[Work, OSError | None, None]:
+        """One save. A `yield` has this rank do something in the background; what it gives is how that failed."""
+        final = self.folder / history.folder_name(step)
+        temporary = self.folder / ".".join([f".tmp-{final.name}", *map(str, slurm_job())])  # an attempt's own
+        local = (
+            scratch / f"cathpc-{zlib.crc32(bytes(self.folder.absolute())):08x}-{temporary.name}" if scratch else None
+        )
+        _clear(self.folder, final, local)
+        ranks.barrier()
+
+        with self._clock("write"):
+            written = None
+            if local and _room(self.engine, local):
+                written = _write(self.engine, local, durable=False)
+                if not ranks.agree(written.error is None):
+                    _say(f"{local}: {written.error or 'another rank could not write there'}; saving without it")
+                    shutil.rmtree(local, ignore_errors=True)
+                    written = None
+            if written is None:
+                local, written = None, _write(self.engine, temporary, durable=True)
+        error = written.error
+        if local:
+            error = yield partial(self._timed, "copy", partial(_copy, written.files, local, temporary))
+
+        with self._clock("commit"):
+            error = error or _attempt(partial(_record, temporary, written.files))
+            self._agree(error, final, temporary)
+            data = {"step": step, "world_size": ranks.world_size(), "identity": self.identity, **notes}
+            error = None
+            if ranks.rank() == 0:
+                fence(self.folder)
+                error = _attempt(partial(_publish, temporary, final, data | {"milestone": milestone}))
+            self._agree(error, final, temporary)
+        self.newest = final
+
+        error = yield partial(self._timed, "verify", partial(_read_back, final))
+        if not ranks.agree(error is None):
+            if ranks.rank() == 0:
+                history.set_aside(final)
+            raise DiskError(
+                f"{final}: what was read back is not what was written ({error or 'by another rank'}). It is set aside "
+                f"and earlier ones are untouched, but this disk alters data: have it looked at before you run the "
+                f"same command again."
+            ) from error
+        if ranks.rank() == 0:
+            fence(self.folder)
+        yield partial(self._timed, "remove", partial(_prune, self.folder, self.keep))
+
+    def _agree(self, error: OSError | None, final: Path, temporary: Path) -> None:
+        """Raise DiskError on all ranks where one has an `error`; nothing is left of the checkpoint then."""
+        if ranks.agree(error is None):
+            return
+        if ranks.rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise DiskError(
+            f"{final}: the checkpoint could not be written"
+            + (f" ({error})" if error else " by another rank")
+            + "; earlier ones are untouched. Free space there and run the same command again."
+        ) from error
+
+    def _timed(self, name: str, work: Work) -> None:
+        with self._clock(name):
+            work()
+
+    @contextmanager
+    def _clock(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 4)
+
+
+def scratch_folder() -> Path:
+    """Where this node's temporary files lie (TMPDIR, which `cluster.scratch` sets)."""
+    return Path(tempfile.gettempdir())
+
+
+# --- the parts of a save ----------------------------------------------------------------------------------------------
+
+
+class _Written:
+    """What this rank wrote: hash and size by name, and how it failed."""
+
+    def __init__(self, files: dict[str, Any], error: OSError | None) -> None:
+        self.files, self.error = files, error
+
+
+def _clear(folder: Path, final: Path, local: Path | None) -> None:
+    """Remove what killed attempts left behind: temporary folders, and one that was renamed but never committed."""
+    if ranks.rank() == 0:
+        fence(folder)
+        for stale in folder.glob(".tmp-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        if final.exists() and not (final / history.MANIFEST).exists():
+            shutil.rmtree(final)
+    if local and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        for stale in local.parent.glob(f"{local.name.partition('-.tmp-')[0]}-.tmp-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _room(engine: Any, local: Path) -> bool:
+    """Whether every node has room for what its ranks are about to write; rank 0 says so where not."""
+    need = states.nbytes(engine.optimizer.state_dict()) + states.nbytes(list(engine.module.parameters()))
+    node = zlib.crc32(socket.gethostname().encode())
+    everyone = ranks.gather([float(node), float(need), float(disk.free(local).bytes)])
+    for host in {row[0] for row in everyone}:
+        needed = ROOM * sum(row[1] for row in everyone if row[0] == host)
+        free = min(row[2] for row in everyone if row[0] == host)
+        if needed > free:
+            _say(f"{local.parent}: {disk.human(needed)} are needed on a node and {disk.human(free)} free; not used")
+            return False
+    return True
+
+
+def _say(text: str) -> None:
+    if ranks.rank() == 0:
+        print(f"checkpoint: {text}", flush=True)
+
+
+def _write(engine: Any, folder: Path, *, durable: bool) -> _Written:
+    """Write this rank's files of a checkpoint into `folder`."""
+    writer: states.CheckpointWriter = engine.checkpoint_engine
+    writer.begin(durable=durable)
+    engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
+    files = {path.relative_to(folder).as_posix(): record for path, record in writer.written.items()}
+    error = writer.error
+    if error is None:
+        path = folder / f"rng-{ranks.rank():05d}.json"
+        error = _attempt(partial(write_json, path, rng.state()))
+        if error is None:
+            digest, size = history.sha256(path)
+            files[path.name] = {"sha256": digest, "bytes": size}
+    return _Written(files, error)
+
+
+def _copy(files: dict[str, Any], local: Path, target: Path) -> None:
+    """Copy this rank's files from its node to the shared file system, and remove them here."""
+    for name, record in files.items():
+        if states.copy(local / name, target / name) != record:
+            raise OSError(f"{local / name} is not the file that was written")
+        (local / name).unlink()
+    with suppress(OSError):  # the last rank of a node leaves empty folders
+        (local / TAG).rmdir()
+        local.rmdir()
+
+
+def _record(folder: Path, files: dict[str, Any]) -> None:
+    """Tell rank 0 what this rank wrote."""
+    write_json(folder / _part(ranks.rank()), files)
+
+
+def _part(rank: int) -> str:
+    return f"files-{rank:05d}.json"
+
+
+def _publish(temporary: Path, final: Path, data: dict[str, Any]) -> None:
+    """Rank 0: make the folder a checkpoint. The marker is written last."""
+    files: dict[str, Any] = {}
+    for rank in range(ranks.world_size()):  # by name: another node's file may not be listed yet
+        part = temporary / _part(rank)
+        files |= json.loads(part.read_text())
+        part.unlink()
+    for root, _, _ in os.walk(temporary):
+        history.sync(Path(root))
+    _rename(temporary, final)
+    _mark(final, data | {"files": files})
+
+
+def _rename(temporary: Path, final: Path) -> None:
+    os.rename(temporary, final)
+    history.sync(final.parent)
+
+
+def _mark(final: Path, data: dict[str, Any]) -> None:
+    write_json(final / history.MANIFEST, data)
+    history.sync(final)
+
+
+def _read_back(final: Path) -> None:
+    """Compare this rank's share of what lies on the disk with what was written: where there are several nodes, what
+    another one wrote."""
+    shares = ranks.world_size()
+    problem = history.verify(final, share=(ranks.rank() + shares // 2) % shares, shares=shares, cold=True)
+    if problem:
+        raise OSError(problem)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    if ranks.rank() == 0:
+        history.prune(folder, keep)
+
+
+def _attempt(work: Work) -> OSError | None:
+    """Do something; how the disk refused it, None where it did not."""
+    try:
+        work()
+    except OSError as error:
+        return error
+    return None
+
+
+class _Thread(threading.Thread):
+    """Does one thing and keeps how it failed. A process that ends does not wait for it."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(daemon=True)
+        self.work = work
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """What the thread does."""
+        try:
+            self.work()
+        except BaseException as error:
+            self.error = error
