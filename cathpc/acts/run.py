@@ -55,6 +55,7 @@ def foreground(config: Config, overrides: list[str], *, targets: set[str] | None
     refuse_unpinned(config)
     if targets is None or "train" in targets:
         refuse_unfit(config)
+        refuse_lost_steps(config)
     run = open_run(config, overrides)
     began = time.monotonic()
     show = Show()
@@ -86,6 +87,7 @@ def submit(config: Config, overrides: list[str]) -> None:
 
     refuse_unpinned(config)
     refuse_unfit(config)
+    refuse_lost_steps(config)
     check_models(config)
     run = open_run(config, overrides)
     console = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -132,6 +134,21 @@ def refuse_unfit(config: Config) -> None:
     place = store.places(config)["train"]
     if not place.fresh() and (faults := fit.faults(config, folder=place.folder)):
         raise UserError("the training cannot run on this cluster:\n  " + "\n  ".join(faults))
+
+
+def refuse_lost_steps(config: Config) -> None:
+    """Raise `UserError` for a training that would begin anew beside one that another number of ranks left unfinished;
+    one that somebody works on, or that is queued, is another run's."""
+    from cathpc import lease, store
+    from cathpc.dispatch import jobs, slurm
+    from cathpc.train import worlds
+
+    def busy(folder: Path) -> bool:
+        record = jobs.read(folder)
+        queued = record is not None and bool(record.ids) and slurm.live_jobs(config.cluster, record.ids)
+        return bool(queued or lease.holder(folder, job_state=slurm.job_state))
+
+    worlds.refuse(store.places(config)["train"], config.train, busy=busy)
 
 
 def refuse_unpinned(config: Config) -> None:

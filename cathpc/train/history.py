@@ -90,12 +90,16 @@ def prune(folder: Path, keep: int) -> None:
     were, each in its time."""
     for left in folder.glob("step-*"):
         if not (left / MANIFEST).exists():  # of a removal that was killed
-            shutil.rmtree(left)
+            _remove(left)
     for old in surplus(folder, keep):
         # The manifest goes first: what a killed removal leaves behind is not committed.
         (old / MANIFEST).unlink()
         sync(old)
-        shutil.rmtree(old)
+        _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder)
 
 
 def sha256(path: Path, *, cold: bool = False) -> tuple[str, int]:

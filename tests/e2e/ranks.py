@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,9 @@ def rank_main(task: dict[str, Any]) -> int:
     train = TrainConfig(**{**task["train"], **enums})
     if "do" in task and task["rank"] == int(os.environ["RANK"]):
         arm(**{name: task[name] for name in ("do", "at", "hook", "call") if name in task})
+    for where, value in task.get("set", {}).items():
+        module, _, name = where.partition(":")
+        setattr(importlib.import_module(module), name, value)
     if "sub_group_size" in task:
         small_groups(task["sub_group_size"])
     config = SimpleNamespace(train=train, name="test")
@@ -106,13 +110,15 @@ def arm(do: str, at: int = 0, hook: str = "", call: int = 1) -> None:
 
 
 def happen(do: str) -> None:
-    """What happens: 'kill', 'small_disk', 'eio', or the name of a signal."""
+    """What happens: 'kill', 'small_disk', 'eio', 'wait' for two seconds, or the name of a signal."""
     if do == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif do == "small_disk":
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
     elif do == "eio":
         raise OSError(errno.EIO, os.strerror(errno.EIO))
+    elif do == "wait":
+        time.sleep(2)
     else:
         os.kill(os.getpid(), getattr(signal, do))
 
@@ -229,7 +235,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
 
 
 def launch(world: SimpleNamespace, out: Path, train: dict[str, Any], **event: Any) -> list[SimpleNamespace]:
-    """Run a training to its end; exit code (-n: killed by signal n) and terminal output of each rank."""
+    """Run a training to its end; exit code (-n: killed by signal n) and terminal output of each rank.
+
+    `event`: what of `arm` happens to the rank `rank`; `set` has variables ('module:NAME') given other values; and
+    `sub_group_size` is for `small_groups`.
+    """
     out.mkdir(exist_ok=True)
     logs = [out.parent / f"{out.name}.{rank}.log" for rank in range(train["ranks_per_node"])]
     task = {"train": train, "pack": str(world.pack), "base": str(world.base), "out": str(out), **event}
