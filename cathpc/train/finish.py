@@ -23,7 +23,8 @@ def run(out: Path, pack: Path, train: TrainConfig, total: int, *, whole: bool) -
     Where a full disk swallowed lines of the ledger that cannot be proven, and `final.json` says so.
     """
     steps = metrics.by_step(out / metrics.METRICS)
-    trained = [row for row in steps if "loss" in row]
+    trained = [row for row in steps if "step_s" in row]
+    losses = [row["loss"] for row in trained if "loss" in row]
     evals = [{"global_step": row["global_step"], "eval_loss": row["eval_loss"]} for row in steps if "eval_loss" in row]
     seconds: dict[str, float] = {}
     for row in steps:
@@ -39,8 +40,8 @@ def run(out: Path, pack: Path, train: TrainConfig, total: int, *, whole: bool) -
         "tokens": trained[-1]["tokens_seen"],
         "supervised_tokens": sum(row["supervised_tokens"] for row in trained),
         "dropped_steps": dropped,
-        "first_loss": trained[0]["loss"],
-        "loss": trained[-1]["loss"],
+        "first_loss": losses[0],
+        "loss": losses[-1],
         "evals": evals,
         "eval_loss": evals[-1]["eval_loss"] if evals else None,
         "tokens_per_s": sum(row["tokens"] for row in trained) / sum(row["step_s"] for row in trained),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,8 @@ class Logs:
         if shown:
             mfu = f"  MFU {row['mfu']:5.1%}" if "mfu" in row else ""
             metrics.say(
-                f"step {row['global_step']:6d}  epoch {row['epoch'] + 1:2d}  loss {row['loss']:7.4f}  "
-                f"lr {row['lr']:.3e}  grad {row['grad_norm']:8.3f}  "
+                f"step {row['global_step']:6d}  epoch {row['epoch'] + 1:2d}  loss {row.get('loss', math.nan):7.4f}  "
+                f"lr {row['lr']:.3e}  grad {row.get('grad_norm', math.nan):8.3f}  "
                 f"{row['tokens_per_s']:9.1f} tokens/s{mfu}  {row['memory_gb']:6.2f} GB"
             )
         if "fault" in row:

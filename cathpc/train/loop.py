@@ -9,6 +9,7 @@ and takes the very steps that an uninterrupted one takes. Memory: the model's st
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import time
@@ -102,10 +103,11 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
 
     scratch = saver.scratch_folder() if train.save_through_scratch else None
     keeper = checkpoint.Saver(folder, engine, same, keep=train.keep_checkpoints, scratch=scratch)
+    bad_ranges = passed.read(out)
     clock = Clock(ranks.device())
     logs = Logs(out, first, train) if ranks.rank() == 0 else None
-    if not at.evaluated:
-        at.evaluated = _evaluate(train, engine, held_out, first, logs, watchdog)
+    if not at.evaluated and not _evaluate(train, engine, held_out, first, logs, watchdog):
+        raise TryAgainError(f"{_asked()} in the evaluation after step {first} of {total}; it comes first next time")
 
     for step in range(first + 1, total + 1):
         watchdog.beat(f"step {step}")
@@ -120,14 +122,13 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
             at.tokens_seen += tokens
         lr = train.lr * schedule.lr_factor(train, at.tokens_seen, total_tokens)
         engines.set_lr(engine, lr)
-        passing = passed.over(out, step)
-
         loss_sum = torch.zeros((), dtype=torch.float64, device=ranks.device())
-        everyone: np.ndarray  # a row a rank
         attended = 0
         mine = batches.rank_rows(rows, ranks.rank(), ranks.world_size(), train.micro_batch)
-        taken = [row for micro in mine for row in micro]
-        for micro in mine if not passing else []:
+        passing = passed.over(bad_ranges, step)
+        for number, micro in enumerate(mine if not passing else []):
+            if number:
+                engine.step()  # only counts: gradients are summed up
             with clock.time("data", host=True):
                 batch = microbatch.tensors(data, micro, ranks.device())
                 attended += flops.attended(batch["bounds"])
@@ -138,37 +139,38 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
                 # DeepSpeed averages gradients over ranks; times world size it is their sum, and the loss a mean over
                 # the supervised tokens of the whole global batch.
                 engine.backward(loss * (ranks.world_size() / supervised), scale_wrt_gas=False)
-            if micro is mine[-1]:
-                everyone = np.array(
-                    ranks.gather([loss_sum, stop.requested(), keeper.ready(), attended, slow.probe(step), *taken])
-                )
-                guard.loss = float(everyone[:, 0].sum()) / supervised
-            with clock.time("step"):
-                engine.step()
+
+        taken = [row for micro in mine for row in micro]
+        told = ranks.gather([loss_sum, stop.requested(), keeper.ready(), attended, slow.probe(step), *taken])
+        everyone = np.array(told)  # a row a rank
+        guard.loss = float(everyone[:, 0].sum()) / supervised
         if passing:
-            everyone = np.array(ranks.gather([loss_sum, stop.requested(), keeper.ready(), 0, 0, *taken]))
             guard.fault = "passed over"
             engine.global_steps += 1
+        else:
+            with clock.time("step"):
+                engine.step()
 
         at.norms, at.bad = list(guard.norms), guard.bad
         stopping = bool(everyone[:, 1].any())
         if everyone[:, 2].all():
             keeper.advance()
+        seconds = clock.read()
         if logs:
             step_s = time.perf_counter() - began
+            measured = {"loss": guard.loss, "grad_norm": guard.norm}
             logs.step(
                 {
                     "global_step": step,
                     "epoch": at.epoch,
-                    "loss": guard.loss,
+                    **{k: v for k, v in measured.items() if math.isfinite(v) and not passing},
                     "lr": lr,
-                    "grad_norm": guard.norm,
                     "tokens": tokens,
                     "supervised_tokens": supervised,
                     "tokens_seen": at.tokens_seen,
-                    "step_s": step_s,
+                    "step_s": round(step_s, 4),
                     **_speed(work.flops(tokens, supervised, int(everyone[:, 3].sum())), tokens, step_s),
-                    "seconds": clock.read(),
+                    "seconds": seconds,
                     "memory_gb": round(metrics.memory_gb(), 3),
                     "time": time.time(),
                     **({"fault": guard.fault} if guard.fault else {}),
@@ -191,9 +193,8 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
             _save(keeper, step, at, logs, milestone=milestone, last=stopping)
         if stopping and step < total:
             raise TryAgainError(
-                f"stopped on request ({stop.reason() or 'another rank was told to'}) after step {step} of {total}; "
-                f"the checkpoint {folder / checkpoint.folder_name(step)} is saved. Run the same command to go "
-                f"on from it."
+                f"{_asked()} after step {step} of {total}; the checkpoint {folder / checkpoint.folder_name(step)} is "
+                f"saved. Run the same command to go on from it."
             )
 
     watchdog.beat("the end of the last save")
@@ -204,6 +205,10 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
         summary = finish.run(out, inputs["pack"], train, total, whole=total == per_epoch * train.epochs)
     ranks.barrier()
     return summary
+
+
+def _asked() -> str:
+    return f"stopped on request ({stop.reason() or 'another rank was told to'})"
 
 
 def _tokens(data: batches.Packed, train: TrainConfig, per_epoch: int, steps: int) -> int:

@@ -7,9 +7,10 @@ epochs (some 8 bytes each).
 `metrics.jsonl`, after a step: global_step (steps done), epoch, loss (nats a supervised token, over the global batch),
 lr, grad_norm (before clipping), tokens and supervised_tokens (of this step), tokens_seen (of all steps), step_s (wall
 time), tokens_per_s, tokens_per_s_per_rank, mfu (see `cathpc.train.flops`; absent where the card's peak is not known),
-seconds {data, forward, backward, step}, memory_gb (highest so far, of rank 0), time (Unix); `fault` where the guard
-dropped the step, `slow_ranks` where some compute slowly. After an evaluation: eval_loss, seconds {eval}; after a
-checkpoint: seconds {save}. `samples.jsonl`, after a step: epoch and the rows of packed data that the ranks consumed.
+seconds {data, forward, backward, step}, memory_gb (highest so far, of rank 0), time (Unix); `fault` where the step was
+dropped (loss and grad_norm are left out where they are not finite), `slow_ranks` where some compute slowly. After an
+evaluation: eval_loss, seconds {eval}; after a checkpoint: seconds {save}, for which the training waited.
+`samples.jsonl`, after a step: epoch and the rows of packed data that the ranks consumed.
 """
 
 from __future__ import annotations

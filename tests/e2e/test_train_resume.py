@@ -117,23 +117,6 @@ def test_a_stop_signal_to_one_rank_stops_all_after_the_same_step_with_one_checkp
     assert_same_training(trained(world, out, settings()), whole)
 
 
-def test_the_loss_is_the_same_for_any_split_into_ranks_and_accumulation(world: SimpleNamespace, tmp_path: Path) -> None:
-    base = world.top / "plain"
-    shutil.copytree(world.base, base)
-    config = json.loads((base / "model/config.json").read_text())
-    (base / "model/config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
-    plain = SimpleNamespace(top=world.top, pack=world.pack, base=base, nursery=world.nursery)
-    runs = {}
-    for ranks, micro in ((1, 1), (2, 2), (4, 1)):
-        train = settings(ranks_per_node=ranks, micro_batch=micro, save_every_steps=100)
-        runs[ranks] = trained(plain, tmp_path / f"{ranks}", train)
-    for ranks in (2, 4):
-        assert losses(runs[ranks]) == pytest.approx(losses(runs[1]), rel=2e-5)
-        norms, single = (grad_norms(runs[n]) for n in (ranks, 1))
-        assert norms == pytest.approx(single, rel=1e-3)
-        assert norms[1] == pytest.approx(single[1], rel=1e-5)
-
-
 def test_other_settings_or_another_number_of_ranks_are_refused(
     world: SimpleNamespace, killed: Path, tmp_path: Path
 ) -> None:
