@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 
 from cathpc.errors import EXIT_AGAIN, EXIT_CHANGED, EXIT_DATA, EXIT_DISK, EXIT_USER
 from cathpc.train import metrics
@@ -20,7 +19,6 @@ from tests.e2e.ranks import (
     evals,
     final_weights,
     flip,
-    grad_norms,
     killed,
     launch,
     losses,
