@@ -212,7 +212,8 @@ def _figures(
     save = seen.save or estimate.save_seconds(config, shape)
     how = "measured" if seen.save else f"at cluster.disk_gbs={cluster.disk_gbs:g}"
     size = memory.checkpoint(train, shape)
-    yield "checkpoint", f"{human(size)}, {size / memory.sizes(train, 1, shape).parameters:.3g} bytes a parameter"
+    a_parameter = size / memory.sizes(train, 1, shape).trained
+    yield "checkpoint", f"{human(size)}, {a_parameter:.3g} bytes a {'trained ' * bool(train.lora.rank)}parameter"
     yield "save", f"{duration(save)}, {how}"
     if cluster.kind is ClusterKind.slurm:
         lead, why = fit.needed_lead(config, known, folder, mfu=mfu)

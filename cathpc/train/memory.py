@@ -158,8 +158,8 @@ def _states(train: TrainConfig, size: Sizes, shape: ShapeConfig, gpu: bool) -> I
     yield _row(
         "gradients", 4.0 * (size.trained if every else n), "4 n" + ("" if every else " / R") + ", summed in fp32"
     )
-    if w == 2:
-        yield _row("fp32 weights", 4 * n, "4 n / R")
+    # Under float32 too: DeepSpeed 0.19 means to share the two then, but compares a device to its name.
+    yield _row("fp32 weights", 4 * n, "4 n / R")
     moments = moment_bytes(train.optimizer)
     yield _row("AdamW's moments", moments * n, f"{moments:.3g} n / R")
     if train.offload is Offload.none:
@@ -220,8 +220,9 @@ def _activations(train: TrainConfig, size: Sizes, shape: ShapeConfig, gpu: bool)
 def _loss(train: TrainConfig, size: Sizes, shape: ShapeConfig, gpu: bool) -> Iterator[Row]:
     w, tokens, head = size.bytes, size.tokens, float(shape.embedding)
     yield _row("last hidden states", tokens * shape.width * (4 + 4 * w), "T h (4 + 4 w)", Moment.loss)
-    chunk = min(train.loss_chunk, tokens)
-    yield _row("logits of a chunk", chunk * shape.vocab * (8 + 2 * w), "loss_chunk V (8 + 2 w)", Moment.loss)
+    chunk, a_logit = min(train.loss_chunk, tokens), 8 + 2 * w * (tokens > train.loss_chunk)
+    how = f"loss_chunk V ({'8 + 2 w, with what is left of the one before' if a_logit > 8 else '8'})"
+    yield _row("logits of a chunk", chunk * shape.vocab * a_logit, how, Moment.loss)
     if not train.lora.rank:
         there = {Moment.loss: (4 + w) * head, Moment.backward: w * head * shape.tied}
         yield Row("gradient of the output layer", there, "V h (4 + w); where it is tied, w V h to the end")
@@ -305,6 +306,6 @@ def state_bytes(train: TrainConfig) -> float:
 
 
 def checkpoint(train: TrainConfig, shape: ShapeConfig) -> float:
-    """Bytes of one checkpoint: the trained parameters' states and, under bfloat16, the weights as they are used."""
+    """Bytes of one checkpoint: the trained parameters' states; ZeRO 1 and 2 add the weights as they are used, once."""
     size = sizes(train, 1, shape)
-    return state_bytes(train) * size.trained + (size.bytes if size.bytes == 2 else 0) * size.parameters
+    return state_bytes(train) * size.trained + (size.bytes * size.trained if train.zero_stage < 3 else 0)

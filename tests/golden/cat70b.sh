@@ -425,7 +425,7 @@ srun --unbuffered --output /runs/cat70b/logs/pack/%j_%t_log.out --export=ALL --k
 #SBATCH --output=/runs/cat70b/logs/train/%j_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@1500
+#SBATCH --signal=USR2@1200
 #SBATCH --time=20160
 
 # setup
