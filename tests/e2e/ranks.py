@@ -25,6 +25,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -33,7 +34,7 @@ from cathpc.errors import CathpcError
 from cathpc.models.config import Dtype, TemplateConfig
 from cathpc.record import RECORD_SCHEMA
 from cathpc.train import metrics
-from cathpc.train.config import LoraConfig, TrainConfig
+from cathpc.train.config import LoraConfig, OnSpike, TrainConfig
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12  # 3 steps an epoch, 4 epochs
@@ -47,13 +48,19 @@ def rank_main(task: dict[str, Any]) -> int:
     """Train as this process's rank; `task` may say what happens to which rank, and when."""
     from cathpc.train import loop
 
-    enums = {"dtype": Dtype[task["train"]["dtype"]], "lora": LoraConfig(**task["train"].get("lora", {}))}
+    enums = {
+        "dtype": Dtype[task["train"]["dtype"]],
+        "lora": LoraConfig(**task["train"].get("lora", {})),
+        "on_spike": OnSpike[task["train"].get("on_spike", "skip")],
+    }
     train = TrainConfig(**{**task["train"], **enums})
     if "do" in task and task["rank"] == int(os.environ["RANK"]):
         arm(**{name: task[name] for name in ("do", "at", "hook", "call") if name in task})
     for where, value in task.get("set", {}).items():
         module, _, name = where.partition(":")
         setattr(importlib.import_module(module), name, value)
+    if "spoil" in task and task["rank"] == int(os.environ["RANK"]):
+        spoil(task["spoil"], task["value"])
     if "sub_group_size" in task:
         small_groups(task["sub_group_size"])
     config = SimpleNamespace(train=train, name="test")
@@ -110,17 +117,36 @@ def arm(do: str, at: int = 0, hook: str = "", call: int = 1) -> None:
 
 
 def happen(do: str) -> None:
-    """What happens: 'kill', 'small_disk', 'eio', 'wait' for two seconds, or the name of a signal."""
+    """What happens: 'kill', 'small_disk', 'full_log', 'eio', 'wait' for two seconds, 'no_children' may be there, or
+    signals ('SIGUSR2 SIGTERM')."""
     if do == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif do == "small_disk":
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
     elif do == "eio":
         raise OSError(errno.EIO, os.strerror(errno.EIO))
+    elif do == "full_log":
+        for number in (1, 2):
+            os.dup2(os.open("/dev/full", os.O_WRONLY), number)
+    elif do == "no_children":
+        assert psutil.Process().children(recursive=True) == []
     elif do == "wait":
         time.sleep(2)
     else:
-        os.kill(os.getpid(), getattr(signal, do))
+        for name in do.split():
+            os.kill(os.getpid(), getattr(signal, name))
+
+
+def spoil(steps: list[int], value: float) -> None:
+    """Have the gradients of this rank in some steps multiplied by `value`."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    plain = DeepSpeedEngine.backward
+
+    def backward(engine: Any, loss: Any, **keywords: Any) -> Any:
+        return plain(engine, loss * value if engine.global_steps + 1 in steps else loss, **keywords)
+
+    DeepSpeedEngine.backward = backward
 
 
 def small_groups(size: int) -> None:
@@ -167,8 +193,23 @@ def nursery() -> None:
                     sys.stderr.flush()
                     os._exit(code)
             children.append(child)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        print(json.dumps(codes), file=answers, flush=True)
+        print(json.dumps(ends(children, task.get("outlive_s", 60.0))), file=answers, flush=True)
+
+
+def ends(children: list[int], outlive_s: float) -> list[int]:
+    """Exit codes of all ranks; as srun does, this launcher kills those that outlive a failed rank by `outlive_s`."""
+    codes: dict[int, int] = {}
+    deadline = float("inf")
+    while len(codes) < len(children):
+        for child in set(children) - codes.keys():
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                codes[child] = os.waitstatus_to_exitcode(status)
+                deadline = min(deadline, time.monotonic() + outlive_s) if codes[child] else deadline
+            elif time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.02)
+    return [codes[child] for child in children]
 
 
 # --- the world ------------------------------------------------------------------------------------------------------

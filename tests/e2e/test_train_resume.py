@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 
-
 from cathpc.errors import EXIT_AGAIN, EXIT_CHANGED, EXIT_DATA, EXIT_DISK, EXIT_USER
 from cathpc.train import metrics
 from tests.e2e.ranks import (
