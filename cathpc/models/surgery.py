@@ -44,8 +44,8 @@ def operate(source: Path, target: Path, config: TemplateConfig, *, link: bool) -
     `link`: weight files that stay as they are may be hard links to those of `source`. Raises a `UserError` where a
     token is missing or a file cannot be used.
     """
-    facts = tokens.fit(source, target, config)
-    tokenizer = read_json(target / chat.TOKENIZER)
+    fitted = tokens.fit(source, config)
+    facts, tokenizer = tokens.write(fitted, source, target), fitted.tokenizer
     added = {int(t["id"]) for t in tokenizer["added_tokens"]}
     vocabulary = max(len(tokenizer["model"]["vocab"]), max(added, default=-1) + 1)
     markers = {m["token"]: int(m["id"]) for m in (*(facts[role] for role in chat.MARKERS), *facts["others"])}

@@ -68,7 +68,7 @@ class Template:
         """Use `load`. `tokenizer` must encode special tokens as plain text; `special` are their entries in its file."""
         self.folder = folder
         self.facts = facts
-        self.hash: str = facts["hash"]
+        self.hash: str = facts.get("hash", "")
         self.stop: str = facts["stop"]["token"]
         self.bos_id: int = facts["bos"]["id"]
         self.start_id: int = facts["start"]["id"]
@@ -88,8 +88,6 @@ class Template:
         Raises `UserError` where the folder has none and `ChangedError` where its tokenizer or chat template is not the
         one it was made for.
         """
-        from tokenizers import Tokenizer
-
         folder = Path(folder)
         facts = read_json(folder / FILE)
         if not facts:
@@ -107,13 +105,21 @@ class Template:
                 f"{folder}: {TOKENIZER} or {jinja.FILE} is not the one that {FILE} was written for (hash {found}, "
                 f"recorded {facts['hash']}): ids would differ from those of training. Prepare or export the model again"
             )
-        tokenizer = Tokenizer.from_str(texts[TOKENIZER])
+        return cls.of(folder, facts, jinja.Layout(texts[jinja.FILE], names(folder)), texts[TOKENIZER], content)
+
+    @classmethod
+    def of(
+        cls, folder: Path, facts: dict[str, Any], layout: jinja.Layout, text: str, content: dict[str, Any]
+    ) -> Template:
+        """The template of a tokenizer whose file holds `text`, which reads as `content`."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(text)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         # Contents are text: '<|im_end|>' in one must not become the control token.
         tokenizer.encode_special_tokens = True
-        special = [token for token in content["added_tokens"] if token["special"]]
-        return cls(folder, facts, jinja.Layout(texts[jinja.FILE], names(folder)), tokenizer, special)
+        return cls(folder, facts, layout, tokenizer, [token for token in content["added_tokens"] if token["special"]])
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:

