@@ -118,8 +118,8 @@ class TrainConfig:
     max_skips: int = 8
     """Bad steps in a row, or rollbacks in all, after which the training gives up."""
     watchdog_s: float = speed(1800.0)
-    """A rank that does not move for so long ends the attempt, which is then requeued; 0 is off. At least twice the
-    longest step, save or load."""
+    """A rank that does not move for so long ends the attempt, which is then requeued (four times as long at the start);
+    0 is off. At least twice the longest step or save."""
     save_every_steps: int = speed(200)
     save_milestones: bool = speed(True)
     """Keep the checkpoint at each epoch's end for good: `evaluate` can read them, and they cost disk."""

@@ -81,7 +81,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
 def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Watchdog) -> dict[str, Any]:
     _seed(train.seed)
     folder = out / "checkpoints"
-    watchdog.beat("comparing the files that the training stands on")
+    watchdog.beat("comparing the files that the training stands on", starting=True)
     whole = not checkpoint.has_history(folder) or bool(train.lora.rank)
     unchanged.require([inputs["pack"], inputs["base"]], whole=whole)
     pack = json.loads((inputs["pack"] / "pack.json").read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
     same = _identity(train, pack, Template.load(inputs["base"] / "model").hash)
     engine, work = engines.start(train, inputs["base"] / "model")
     folder.mkdir(exist_ok=True)
-    watchdog.beat("loading the checkpoint")
+    watchdog.beat("loading the checkpoint", starting=True)
     saved = checkpoint.load(folder, engine, same, keep=train.keep_checkpoints, resume_from=train.resume_from)
     first = saved["step"] if saved else 0
     at = Position(**{name: saved[name] for name in asdict(Position())}) if saved else Position()
