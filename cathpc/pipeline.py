@@ -220,6 +220,7 @@ STAGES: tuple[Stage, ...] = (
         "cathpc.report.stage:run",
         inputs=(
             "pull",
+            "base",
             "reference",
             "pool",
             "refusal",

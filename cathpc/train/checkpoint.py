@@ -97,6 +97,8 @@ def load(
 
 def _restore(checkpoint: Path, engine: Any) -> None:
     """DeepSpeed's own load, for the number of ranks that saved."""
+    # In the memory of the node the optimizer keeps the very tensors that it is given, so they must not be the file's.
+    engine.checkpoint_engine.mapped = ranks.device().type != "cpu" and not engine.zero_offload_optimizer()
     trained = all(parameter.requires_grad for parameter in engine.module.parameters())
     path, _ = engine.load_checkpoint(str(checkpoint), tag=TAG, load_module_strict=trained)  # frozen ones are not saved
     step = history.step_of(checkpoint)
@@ -138,7 +140,7 @@ def _choose(folder: Path) -> Path:
             return checkpoint
         problems.append(problem)
         if ranks.rank() == 0:
-            print(f"checkpoint: {problem}; it is set aside", flush=True)
+            print(f"checkpoint: {problem}; {checkpoint.name} is set aside", flush=True)
             history.set_aside(checkpoint)
         ranks.barrier()
     raise DataError(
@@ -174,4 +176,6 @@ def _candidate(folder: Path, number: int) -> Path | None:
 def _problem(checkpoint: Path) -> str:
     """What is wrong with a checkpoint, '' where all ranks find their share of it sound."""
     problem = verify(checkpoint, share=ranks.rank(), shares=ranks.world_size())
+    if problem and ranks.rank() != 0:
+        print(f"checkpoint: {problem}", flush=True)  # rank 0 says what it knows itself
     return "" if ranks.agree(not problem) else problem or f"{checkpoint}: another rank found it altered"

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,8 +57,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path, *, step: int | None 
     """
     base = inputs["base"] / "model"
     checkpoint = checkpoint_of(inputs["train"], step)
-    problem = history.verify(checkpoint)
-    if problem:
+    if problem := _problem(checkpoint):
         raise DataError(f"{problem}. Move {inputs['train']} away and run the same command to train again.")
     saved = Saved(checkpoint / TAG)
     lora = history.manifest(checkpoint)["identity"].get("config", {}).get("lora") or {"rank": 0}
@@ -76,6 +78,14 @@ def run(config: Config, inputs: dict[str, Path], out: Path, *, step: int | None 
     weights.write_text(model / "README.md", card(config.name, template, pack, facts))
     line = f"{parameters:,} parameters of {checkpoint.name} in {shards} shard{'s' * (shards > 1)}"
     return {"line": line, "parameters": parameters, "shards": shards, "checkpoint": checkpoint.name}
+
+
+def _problem(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint, '' if nothing is; all cores of this process read it."""
+    shares = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(shares) as threads:
+        verify = partial(history.verify, checkpoint, shares=shares)
+        return next(filter(None, threads.map(lambda share: verify(share=share), range(shares))), "")
 
 
 def checkpoint_of(stage_folder: Path, step: int | None) -> Path:

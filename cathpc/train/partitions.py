@@ -141,14 +141,15 @@ def load(folder: Path, engine: Any) -> None:
         optimizer.checkpoint_event_prologue()
     module = engine.checkpoint_engine.load(str(saved.module_file), map_location="cpu")
     engine.load_module_state_dict(module, strict=all(p.requires_grad for p in engine.module.parameters()))
+    padded = optimizer.fp32_partitioned_groups_flat if saved.stage == 3 else optimizer.single_partition_of_fp32_groups
     mine = optimizer.state_dict()  # no copy: what is written into it is written into the optimizer
-    buffers = flats(mine)
-    sizes = [buffer.numel() for buffer in buffers["exp_avg"]]
-    _fill(buffers, cuts(engine._get_zero_param_shapes(), sizes, ranks.world_size(), saved.stage), saved)
     now, then = _of_torch(mine), _of_torch(saved.optimizers[0])
-    for number, moments in now["state"].items():
-        step = then["state"][min(number, len(then["state"]) - 1)]["step"]
-        moments["step"] = step.read().view(step.shape) if isinstance(step, states.Stored) else step
+    now["state"] = {  # a new optimizer has none yet, and takes these
+        group: {"step": _number(then["state"][0]["step"]), **{key: torch.zeros_like(buffer) for key in MOMENTS}}
+        for group, buffer in enumerate(padded)
+    }
+    sizes = [buffer.numel() for buffer in padded]
+    _fill(flats(mine), cuts(engine._get_zero_param_shapes(), sizes, ranks.world_size(), saved.stage), saved)
     for group, before in zip(now["param_groups"], then["param_groups"], strict=True):
         group.update({key: value for key, value in before.items() if key != "params"})
     optimizer.load_state_dict([mine] * ranks.world_size(), load_from_fp32_weights=engine.zero_load_from_fp32_weights())
@@ -158,6 +159,11 @@ def load(folder: Path, engine: Any) -> None:
         engine.lr_scheduler.load_state_dict(module["lr_scheduler"])
     for name in ("global_steps", "global_samples", "skipped_steps"):
         setattr(engine, name, module[name])
+
+
+def _number(value: Any) -> Any:
+    """A count of steps, which some optimizers keep as a tensor, each group its own."""
+    return value.read().view(value.shape) if isinstance(value, states.Stored) else value
 
 
 def _fill(buffers: Flats, here: dict[str, Cut], saved: Saved) -> None:

@@ -30,6 +30,9 @@ class CheckpointWriter(CheckpointEngine):  # type: ignore[misc]  # DeepSpeed has
     next barrier; `cathpc.train.saver` looks at it when all are through.
     """
 
+    mapped = False
+    """Whether tensors are read as they are copied to where they belong (a GPU), instead of all of a file first."""
+
     def __init__(self) -> None:
         super().__init__()
         self.begin()
@@ -72,7 +75,7 @@ class CheckpointWriter(CheckpointEngine):  # type: ignore[misc]  # DeepSpeed has
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file, whose hash `cathpc.train.checkpoint` has verified."""
         with _trusted():
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=self.mapped)
 
     def commit(self, info: Any) -> bool:
         """Nothing: `cathpc.train.saver` commits."""

@@ -16,7 +16,6 @@ from types import TracebackType
 
 from cathpc.errors import EXIT_AGAIN
 
-
 STARTING = 4.0
 """How many times as long the start may take."""
 

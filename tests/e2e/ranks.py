@@ -340,7 +340,7 @@ def whole(world: SimpleNamespace) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(world: SimpleNamespace) -> Path:
-    """A run of which rank 0 was killed in step 6, after the checkpoint of step 4."""
+    """A run of which rank 0 was killed after step 6, with the checkpoint of step 4."""
     out = world.top / "killed"
     results = launch(world, out, settings(), at=6, rank=0, do="kill")
     assert results[0].returncode == -signal.SIGKILL

@@ -178,6 +178,22 @@ def test_the_figures_beside_the_configs_are_those_of_plan() -> None:
     assert f"{memory.host_total(chosen.host) / GIB:.0f} GiB" in text
 
 
+def test_the_readme_s_table_is_what_plan_reckons() -> None:
+    text = (ROOT / "README.md").read_text()
+    need = needs("+experiment=cat70b").gpu
+    for row in need.rows:
+        cells = [f" {row.bytes[m] / GIB:.2f} " if row.bytes.get(m) else " " for m in memory.Moment]
+        assert f"| {row.name} |{'|'.join(cells)}|" in text, row
+    config, known = planned("+experiment=cat70b", "train.offload=none")
+    listed = [c for c in fit.alternatives(config, known) if not c.order[0] and "cluster" not in " ".join(c.overrides)]
+    assert len(listed) == 4
+    for candidate in listed:
+        line = (
+            rf"{re.escape(' '.join(candidate.overrides))} +{candidate.gpu_bytes / GIB:.1f} .*{re.escape(candidate.why)}"
+        )
+        assert re.search(line, text), line
+
+
 # --- refused ----------------------------------------------------------------------------------------------------------
 
 
