@@ -252,8 +252,8 @@ def test_a_warning_too_short_for_a_save_is_refused(tmp_path: Path) -> None:
     measured = {"attempt": 1, "global_step": 3, "loss": 1.0, "step_s": 20.0, "seconds": {"save": 100.0}}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(measured) + "\n")
     assert fit.faults(compose(["+experiment=cat70b", "cluster.lead_s=600"]), folder=tmp_path) == []
-    (fault,) = fit.faults(compose(["+experiment=cat70b", "cluster.timeout_min=40"]))
-    assert "cluster.timeout_min=40 leaves no time" in fault
+    (fault,) = fit.faults(compose(["+experiment=cat70b", "cluster.timeout_min=30"]))
+    assert "cluster.timeout_min=30 leaves no time" in fault
 
 
 def test_run_refuses_in_the_words_of_plan_before_anything_is_written(
