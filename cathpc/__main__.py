@@ -7,17 +7,20 @@ import sys
 
 from cathpc import acts
 from cathpc.dispatch.work import explain
-from cathpc.errors import EXIT_OURS, EXIT_USER, CathpcError
+from cathpc.errors import EXIT_AGAIN, EXIT_OURS, EXIT_USER, CathpcError
+
+_TOLD = (EXIT_OURS, EXIT_AGAIN, 130)
+"""The codes of errors that the command's own code tells apart; every other one is the user's to mend."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one act; returns the exit code: 0 done, 2 the user's mistake, 1 ours."""
+    """Run one act; returns the exit code: 0 done, 2 the user's mistake, 75 try again, 1 ours."""
     os.umask(0o077)  # everything a run writes is private
     try:
         act, arguments = acts.pick(sys.argv[1:] if argv is None else argv)
         return int(act.main(arguments))
     except CathpcError as error:
-        return _say(str(error), error.exit_code if error.exit_code in (EXIT_OURS, 130) else EXIT_USER)
+        return _say(str(error), error.exit_code if error.exit_code in _TOLD else EXIT_USER)
     except OSError as error:
         from pathlib import Path
 

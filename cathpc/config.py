@@ -20,10 +20,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from cathpc.cards.config import CardsConfig
 from cathpc.data.config import DatasetConfig, PackConfig, SelectConfig
-from cathpc.dispatch.config import ClusterConfig
+from cathpc.dispatch.config import ClusterConfig, JobConfig
 from cathpc.errors import UserError
 from cathpc.evaluate.config import EvaluateConfig
 from cathpc.models.config import GptConfig, ModelConfig, RefusalConfig, ScoreConfig
+from cathpc.pipeline import BY_NAME
 from cathpc.report.config import ReportConfig, TrackerConfig
 from cathpc.schema import speed
 from cathpc.train.config import TrainConfig
@@ -117,7 +118,8 @@ def _hydra() -> Iterator[Callable[..., Any]]:
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
 
-    ConfigStore.instance().store(name="schema", node=Config)
+    stages = {name: JobConfig() for name in BY_NAME}  # so that cluster.stages.score.cpus=4 finds its key
+    ConfigStore.instance().store(name="schema", node=Config(cluster=ClusterConfig(stages=stages)))
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         yield compose
@@ -156,6 +158,7 @@ def compose(overrides: list[str]) -> Config:
     from cathpc.checks import check
 
     check(config)
+    config.cluster.stages = {name: own for name, own in config.cluster.stages.items() if own != JobConfig()}
     return config
 
 
@@ -281,7 +284,12 @@ def _locate(key: str, otherwise: str) -> str:
 
 def _locate_in(schema: Any, parts: list[str], number: int) -> str:
     hints = get_type_hints(get_args(schema)[1]) if dataclasses.is_dataclass(get_args(schema)[1]) else {}
-    return _unknown_key(".".join(parts), parts[number + 2], hints)
+    if parts[number + 2] not in hints:
+        return _unknown_key(".".join(parts), parts[number + 2], hints)
+    parent, name = ".".join(parts[: number + 1]), parts[number + 1]
+    if parent == "cluster.stages":
+        return _unknown_key(f"{parent}.{name}", name, dict(BY_NAME))
+    return f"there is no {parent}.{name}. A new one is added whole: +{parent}={{{name}: {{KEY: VALUE, ...}}}}"
 
 
 def _unknown_key(path: str, key: str, hints: dict[str, Any]) -> str:

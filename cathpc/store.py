@@ -22,13 +22,12 @@ from typing import Any
 
 from cathpc import lease
 from cathpc.config import Config
+from cathpc.dispatch import jobs
 from cathpc.errors import ChangedError, UserError
 from cathpc.pipeline import STAGES, Stage
 from cathpc.schema import identity
 
 MANIFEST = "manifest.json"
-DISPATCH = ".jobs"
-"""Folder in a stage's folder in which the dispatcher keeps its own files; no attempt empties it."""
 INPUTS = "inputs.json"
 _IGNORED = {MANIFEST, INPUTS, "progress.json"}
 
@@ -178,7 +177,7 @@ def begin(place: Place) -> dict[str, dict[str, str]]:
     recorded = read_json(place.folder / INPUTS)
     if (place.folder / MANIFEST).exists() or recorded not in (None, used):
         for path in sorted(place.folder.iterdir(), key=lambda p: (p.name == INPUTS, p.name != MANIFEST)):
-            if path.name == DISPATCH or lease.PATTERN.fullmatch(path.name):
+            if path.name == jobs.FOLDER or lease.PATTERN.fullmatch(path.name):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

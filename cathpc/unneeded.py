@@ -139,7 +139,8 @@ def _live(folder: Path) -> str:
     record = jobs.read(folder)
     if record is None or (folder / MANIFEST).is_file():
         return ""
-    live = slurm.live_jobs(ClusterConfig(slurm_conf=record.slurm_conf), record.ids)
+    cluster = ClusterConfig(slurm_conf=record.slurm_conf)
+    live = slurm.live_jobs(cluster, lambda job: record.has(id=job.base, name=job.name))
     if live is None:
         return "jobs for it may be queued: Slurm does not answer"
     return f"job {', '.join(sorted(live))} is queued for it" if live else ""

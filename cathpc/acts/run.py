@@ -145,8 +145,9 @@ def refuse_lost_steps(config: Config) -> None:
 
     def busy(folder: Path) -> bool:
         record = jobs.read(folder)
-        queued = record is not None and bool(record.ids) and slurm.live_jobs(config.cluster, record.ids)
-        return bool(queued or lease.holder(folder, job_state=slurm.job_state))
+        if record and slurm.live_jobs(config.cluster, lambda job: record.has(id=job.base, name=job.name)):
+            return True
+        return lease.holder(folder, job_state=slurm.job_state) is not None
 
     worlds.refuse(store.places(config)["train"], config.train, busy=busy)
 

@@ -175,7 +175,7 @@ def _writer(cards: CardsConfig, cache: Path) -> TransformersWriter:
     from cathpc.cards.writer import TransformersWriter
 
     writer = TransformersWriter(cards, cache)
-    _ = writer._model
+    writer.load()
     return writer
 
 

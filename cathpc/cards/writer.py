@@ -75,6 +75,10 @@ class TransformersWriter:
         model, _ = generate.load(self._folder, self._config.dtype)
         return model
 
+    def load(self) -> None:
+        """Load the model now and not with the first batch."""
+        _ = self._model
+
     def task(self, record_id: str, messages: list[Message], component: str, attempt: int) -> Task:
         """The task for one record; as many examples as leave room for the card in the model's window."""
         room = self._window - self._config.max_new_tokens

@@ -55,7 +55,7 @@ class ContainerConfig:
     image: str = ""
     """Path of an image (.sqsh, .sif), or what the runtime takes as one."""
     mounts: list[str] = field(default_factory=list)
-    """'/outside:/inside', or '/same'; the folders of the run are always mounted."""
+    """'/outside:/inside', or '/same'; the folders of the run and scratch are always mounted."""
     python: str = "python3"
     """Python inside the container."""
 
@@ -139,7 +139,9 @@ class ClusterConfig:
     """Shell lines before the job's own work; yours, run as they stand."""
     container: ContainerConfig = speed(factory=ContainerConfig)
     scratch: str = speed("")
-    """Node-local folder for temporary files (TMPDIR), such as /scratch/$SLURM_JOB_ID."""
+    """Node-local folder for temporary files (TMPDIR), such as /scratch/$SLURM_JOB_ID. A container gets what lies above
+    the first variable, /scratch, which must be there on every node; where nothing does, name it in `container.mounts`.
+    """
     offline_nodes: bool = speed(True)
     """Compute nodes reach no network: W&B writes files there, which are sent from the login node. (The Hub is used in
     the network partition alone, in any case.)"""

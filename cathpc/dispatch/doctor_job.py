@@ -23,6 +23,7 @@ from cathpc.dispatch.config import ClusterConfig
 from cathpc.dispatch.doctor_check import Check, fail, warn, well
 from cathpc.dispatch.doctor_machine import folders
 from cathpc.dispatch.doctor_site import Need, Site, default_partition
+from cathpc.dispatch.requests import mounts
 from cathpc.errors import TryAgainError
 
 TIMEOUT_MIN = 10
@@ -127,16 +128,16 @@ def submit(target: Target, config: Config, folder: Path, spec: dict[str, Any]) -
         mem_gb=min(4.0, cluster.cpu_mem_gb),
         place="network" if target.network else "cpu",
         lead_s=10,
-        mounts=tuple(folders(config.paths).values()),
+        mounts=mounts(config),
     )
     visit = Visit(target, folder, after=time.time())
-    executor = script._executor(request, cluster)
+    executor = script.executor(request, cluster)
     executor.parameters["setup"] = [*environment(executor.parameters["setup"]), outside(folder)]
     extra = executor.parameters["additional_parameters"]
     executor.parameters["additional_parameters"] = {k: v for k, v in extra.items() if k != "requeue"} | {
         "no-requeue": True
     }
-    command = f"{script._python(request, cluster)} -m cathpc.dispatch.doctor_node {shlex.quote(str(path))}"
+    command = f"{script.python(request, cluster)} -m cathpc.dispatch.doctor_node {shlex.quote(str(path))}"
     try:
         visit.job = executor.send(command)
     except TryAgainError as error:

@@ -11,6 +11,7 @@ import stat
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,7 +158,7 @@ def keys(config: Config, hub: bool, wandb: bool) -> list[Check]:
 
 
 def folder_checks(config: Config, faults: dict[str, Check]) -> list[Check]:
-    """Modes, room and speed of the folders of a run; each file system is measured once."""
+    """Modes, room, speed and hard links of the folders of a run; each file system is measured once."""
     checks = list(faults.values())
     known = {key: folder for key, folder in folders(config.paths).items() if key not in faults}
     for key, folder in known.items():
@@ -174,7 +175,7 @@ def folder_checks(config: Config, faults: dict[str, Check]) -> list[Check]:
         room = os.statvfs(known[key])
         checks.append(space(key, room.f_bavail * room.f_frsize / 1e9, room.f_favail, room.f_files))
         if checks[-1].state.value != "fail" and key != "paths.cache":
-            checks += speed_of(key, known[key])
+            checks += [*speed_of(key, known[key]), linked(f"{key} links", {key: links(known[key])})]
     return checks
 
 
@@ -265,3 +266,29 @@ def fsync_time(key: str, times_ms: list[float]) -> Check:
     if median > SLOW_FSYNC_MS:
         return warn(f"{key} fsync", seen, f"each shard and step marker pays this: a faster folder helps, {key}=FOLDER")
     return well(f"{key} fsync", seen)
+
+
+def links(folder: Path) -> str:
+    """'' where `folder` takes a hard link, and none under a name that is taken; else why not."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as place:
+            file, link = Path(place) / "file", Path(place) / "link"
+            file.touch()
+            os.link(file, link)
+            try:
+                os.link(file, link)
+            except FileExistsError:
+                return ""
+            return "a second one under the same name is not refused"
+    except OSError as error:
+        return str(error.strerror)
+
+
+def linked(name: str, found: dict[str, str]) -> Check:
+    """Whether folders, by their keys, take hard links: who makes a lease or a marker first is told by one."""
+    faults = {key: fault for key, fault in found.items() if fault}
+    if faults:
+        advice = "choose a folder on a file system with hard links, such as NFS, Lustre, GPFS, XFS or ext4"
+        seen = ", ".join(f"{key}: {fault}" for key, fault in faults.items())
+        return fail(name, f"no hard links: {seen}", f"{advice}: {' '.join(f'{key}=FOLDER' for key in faults)}")
+    return well(name, "hard links are made, and refused under a name that is taken")

@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
     parts: dict[str, Callable[[], Any]] = {
         "software": software,
         "folders": lambda: folders(spec["folders"], f"{name}.{rank}"),
+        "links": lambda: links(spec["folders"]),
         "hub": lambda: reach(spec["hub"]),
         "scratch": scratch,
         "shm_gb": lambda: free_gb(Path("/dev/shm")),
@@ -106,6 +107,13 @@ def reach(endpoint: str) -> str:
     except OSError as error:
         return f"{url.hostname}:{port}: {error.strerror or error}"
     return ""
+
+
+def links(probes: dict[str, str]) -> dict[str, str]:
+    """Of each folder that holds leases and markers: '' where it takes hard links, else why not."""
+    from cathpc.dispatch.doctor_machine import links as fault
+
+    return {key: fault(Path(probe).parent) for key, probe in probes.items() if key != "paths.cache"}
 
 
 def free_gb(folder: Path) -> float:

@@ -9,6 +9,7 @@ from cathpc.config import Config
 from cathpc.dispatch.config import Requeue, Runtime
 from cathpc.dispatch.doctor_check import Check, fail, warn, well
 from cathpc.dispatch.doctor_job import Target
+from cathpc.dispatch.doctor_machine import linked
 
 DRIVERS = {11: 450, 12: 525, 13: 580}
 """Oldest driver branch of each CUDA major version (NVIDIA, CUDA compatibility, minor-version compatibility)."""
@@ -43,6 +44,7 @@ def verdicts(
     checks = [
         software(node["software"], here, contained=config.cluster.container.runtime is not Runtime.none),
         *visible(node["folders"], unseen),
+        *hard_links(node["links"], node["folders"]),
         torch_check(node["torch"]),
         *(gpu_checks(node, target, config.cluster.gpu_memory_gb) if target.gpus else []),
         *([flash(node["torch"])] if config.train.attention.name == "flash" and target.gpus else []),
@@ -85,6 +87,14 @@ def visible(found: dict[str, str], unseen: list[str]) -> list[Check]:
         return [well("folders", f"{', '.join(found)}: written here, read and answered there")]
     advice = "choose a folder on a file system that login and compute nodes share"
     return [fail("folders", f"{key}: {text}", f"{advice}: {key}=FOLDER") for key, text in faults.items()]
+
+
+def hard_links(found: dict[str, str], folders: dict[str, str]) -> list[Check]:
+    """Whether leases and markers can be made in those folders of a run that the node sees."""
+    if error := _error(found):
+        return [fail("links", error, "report the node")]
+    seen = {key: fault for key, fault in found.items() if folders.get(key) == ""}
+    return [linked("links", seen)] if seen else []
 
 
 def torch_check(torch: dict[str, Any]) -> Check:

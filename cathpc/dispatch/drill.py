@@ -106,7 +106,7 @@ def _copy(calm: Config, disturbed: Config) -> None:
         if name in UNTIL and name not in ("train", LAST):
             target = Path(disturbed.paths.store) / name / place.fingerprint
             if not target.exists():
-                ignore = shutil.ignore_patterns(store.DISPATCH, "claim-*.json")
+                ignore = shutil.ignore_patterns(jobs.FOLDER, "claim-*.json")
                 shutil.copytree(place.folder, target, symlinks=True, ignore=ignore)
 
 

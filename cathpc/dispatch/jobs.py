@@ -22,6 +22,7 @@ from typing import Any
 from cathpc.shards import marked
 
 FOLDER = ".jobs"
+"""In a stage's folder; no attempt empties it."""
 RECORD = "job.json"
 ATTEMPTS = "attempts"
 

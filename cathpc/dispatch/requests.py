@@ -48,6 +48,8 @@ def shape(stage: Stage, config: Config) -> Shape:
     fitting = max(1, math.ceil(weights / (cluster.gpu_memory_gb * 1e9))) if cluster.gpu_memory_gb else 1
     gpus = {Place.ranks: train.ranks_per_node, Place.accelerator: fitting}.get(stage.place, 0)
     gpus = own.gpus or min(gpus, cluster.gpus_per_node)
+    if stage.name == "cards" and not config.cards.model:
+        gpus = 0  # nothing is written by a model
     partition = cluster.partition if gpus or stage.place is Place.ranks else cluster.cpu_partition
     if stage.place is Place.network:
         partition = cluster.network_partition or cluster.cpu_partition  # without one only what needs no network runs
@@ -166,11 +168,18 @@ def _name(place: Folder, record: jobs.Record, kind: str) -> str:
 
 
 def mounts(config: Config) -> tuple[Path, ...]:
-    """Folders that a container must see: the run's own, and where data and models of the user's own lie."""
+    """Folders that a container must see: the run's own, where data and models of the user's own lie, and scratch."""
     own = [name for name in (config.model.base, config.gpt.base, config.refusal.base, config.cards.model) if name]
     folders = [config.paths.store, config.paths.runs, config.paths.cache, os.getcwd(), config.dataset.root]
     folders += [name for name in own if ":" not in name and name[0] in "./~"]
+    folders.append(_fixed(config.cluster.scratch))
     return tuple(dict.fromkeys(Path(folder).expanduser().absolute() for folder in folders if folder))
+
+
+def _fixed(path: str) -> str:
+    """The folder of `path` that is known before a job has started: what lies above its first variable."""
+    head, variable, _ = path.partition("$")
+    return head.rpartition("/")[0] if variable else head
 
 
 def _request(

@@ -85,17 +85,18 @@ class Executor(submitit.SlurmExecutor):
 
 def script(request: Request, cluster: ClusterConfig) -> str:
     """The text of the request's batch script."""
-    return _executor(request, cluster).text(_command(request, cluster))
+    return executor(request, cluster).text(_command(request, cluster))
 
 
 def send(request: Request, cluster: ClusterConfig) -> str:
     """Submit the request; returns the job's id."""
     request.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return _executor(request, cluster).send(_command(request, cluster))
+    return executor(request, cluster).send(_command(request, cluster))
 
 
-def _executor(request: Request, cluster: ClusterConfig) -> Executor:
-    executor = Executor(request.logs, _prefix(request, cluster))
+def executor(request: Request, cluster: ClusterConfig) -> Executor:
+    """submitit's executor with what the request asks of Slurm and with the lines before its command."""
+    made = Executor(request.logs, _prefix(request, cluster))
     extra: dict[str, Any] = dict(cluster.sbatch)
     extra["requeue"] = True
     extra["kill-on-invalid-dep"] = "yes"
@@ -131,8 +132,8 @@ def _executor(request: Request, cluster: ClusterConfig) -> Executor:
         parameters["mem"] = f"{round(request.mem_gb * 1024)}MB"
     elif not request.mem_gb:
         parameters["mem"] = "0"
-    executor.parameters = {**parameters, **({"map_count": request.width} if request.width else {})}
-    return executor
+    made.parameters = {**parameters, **({"map_count": request.width} if request.width else {})}
+    return made
 
 
 def _prefix(request: Request, cluster: ClusterConfig) -> list[str]:
@@ -156,12 +157,12 @@ def _setup(request: Request, cluster: ClusterConfig) -> list[str]:
     if cluster.scratch:
         lines += [f'export TMPDIR="{cluster.scratch}"', 'mkdir -p "$TMPDIR"']
     lines += cluster.setup
-    python, spec = shlex.quote(sys.executable), shlex.quote(str(request.spec))
+    own, spec = shlex.quote(sys.executable), shlex.quote(str(request.spec))
     lines += [
         "cathpc_end() {",
         "  code=$?",
         "  trap '' TERM USR2",
-        f'  {python} -m cathpc.dispatch.attempt {spec} "$code" "$SECONDS"',
+        f'  {own} -m cathpc.dispatch.attempt {spec} "$code" "$SECONDS"',
         "  exit $?",
         "}",
         "trap cathpc_end EXIT",
@@ -170,7 +171,7 @@ def _setup(request: Request, cluster: ClusterConfig) -> list[str]:
     if request.health:
         once = ["srun", "--ntasks-per-node=1", f"--ntasks={request.nodes}", "--kill-on-bad-exit=0"]
         run = shlex.join([*once, *_inside(request, cluster)])
-        lines.append(f"{run} {_python(request, cluster)} -m cathpc.dispatch.health {spec} || exit 75")
+        lines.append(f"{run} {python(request, cluster)} -m cathpc.dispatch.health {spec} || exit 75")
     return lines
 
 
@@ -188,7 +189,7 @@ def _inside(request: Request, cluster: ClusterConfig) -> list[str]:
     return [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]
 
 
-def _python(request: Request, cluster: ClusterConfig) -> str:
+def python(request: Request, cluster: ClusterConfig) -> str:
     """The Python that does the job's work, as a shell word or several."""
     container = cluster.container
     if container.runtime is Runtime.none:
@@ -201,4 +202,4 @@ def _python(request: Request, cluster: ClusterConfig) -> str:
 
 
 def _command(request: Request, cluster: ClusterConfig) -> str:
-    return f"{_python(request, cluster)} -m cathpc.dispatch.job {shlex.quote(str(request.spec))}"
+    return f"{python(request, cluster)} -m cathpc.dispatch.job {shlex.quote(str(request.spec))}"

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,10 +123,10 @@ def live(jobs: Iterable[QueueJob]) -> set[str]:
     return {j.base for j in jobs if j.state not in TERMINAL and j.reason != "DependencyNeverSatisfied"}
 
 
-def live_jobs(cluster: ClusterConfig, ids: Iterable[str]) -> set[str] | None:
-    """Those of `ids` that still live; None where the queue cannot be asked."""
+def live_jobs(cluster: ClusterConfig, mine: Callable[[QueueJob], bool]) -> set[str] | None:
+    """Ids of those that are `mine` and still live; None where the queue cannot be asked."""
     try:
-        return live(queue(cluster)) & set(ids)
+        return live(filter(mine, queue(cluster)))
     except (QueueError, UserError):
         return None
 

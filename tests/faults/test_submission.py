@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cathpc.errors import EXIT_AGAIN
 from tests.e2e.harness import complaint
 from tests.slurm.hooks import let, plant, reached
 from tests.slurm.rerun import (
@@ -112,7 +113,7 @@ def patch(module):
         with no_controller(site):
             let(site, "go")
             text, _ = command.communicate(timeout=120)
-        assert command.returncode == 2 and "Traceback" not in text
+        assert command.returncode == EXIT_AGAIN and "Traceback" not in text
         assert re.search(r"^cathpc: sbatch: .*Unable to contact.*same command goes on", text, re.M), text
         before = submitted(site)
         assert before.keys() == {"score.w0.0", "score.f", "select.s0"}

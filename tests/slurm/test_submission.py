@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from cathpc.errors import EXIT_AGAIN
 from cathpc.pipeline import STAGES
 from tests.e2e.harness import complaint
 from tests.slurm.hooks import plant
@@ -43,7 +44,7 @@ def test_fault_15_slurmctld_down_at_submit_is_one_clear_error_and_the_same_comma
     without(finished, site, "score")
     with no_controller(site):
         refused = site.run(*FAST)
-    assert refused.returncode == 2
+    assert refused.returncode == EXIT_AGAIN
     assert re.search(r"squeue: .*Unable to contact.*same command goes on", complaint(refused))
     assert not submitted(site) and not list(site.store.glob("*/*/.jobs/job.json"))
     with reserved(site):

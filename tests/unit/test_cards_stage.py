@@ -393,6 +393,15 @@ def test_model_with_a_short_window_takes_fewer_examples_or_is_refused(model_cach
         TransformersWriter(replace(TINY, max_new_tokens=window), model_cache).task("r", RECORDS[0].messages, "x", 0)
 
 
+def test_writer_loads_its_model_once_and_when_it_is_told(model_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, loaded = generate.load, []
+    monkeypatch.setattr(generate, "load", lambda *how: loaded.append(how) or inner(*how))
+    writer = TransformersWriter(TINY, model_cache)
+    assert not loaded
+    writer.load()
+    assert list(writer.write([writer.task("r", RECORDS[0].messages, "general", 0)])) and len(loaded) == 1
+
+
 def test_first_draft_with_a_key_stands(tmp_path: Path) -> None:
     file = tmp_path / "cache" / "drafts.jsonl"
     drafts = Drafts(file)

@@ -8,6 +8,7 @@ import pytest
 
 from cathpc import config as cfg
 from cathpc.config import SECTIONS, as_plain, choices, compose, expand, from_plain, only, run_name
+from cathpc.dispatch.config import JobConfig
 from cathpc.errors import UserError
 from cathpc.schema import identity
 
@@ -45,7 +46,10 @@ def test_cat70b_is_four_epochs_on_two_nodes_of_eight_a100_for_fourteen_days() ->
         ("+train.lrr=1", ["unknown key train.lrr", "Did you mean train.lr?"]),
         ("dataset.sources.general.licence=x", ["unknown key dataset.sources.general.licence", "license?"]),
         ("+dataset.sources.general.licence=x", ["unknown key dataset.sources.general.licence", "license?"]),
-        ("dataset.sources.nobody.license=x", ["nobody"]),
+        ("dataset.sources.nobody.license=x", ["there is no dataset.sources.nobody", "+dataset.sources={nobody: {"]),
+        ("cluster.stages.scores.cpus=4", ["unknown key cluster.stages.scores", "cluster.stages.score?", "evaluate"]),
+        ("cluster.stages.score.mem=2", ["unknown key cluster.stages.score.mem", "cluster.stages.score.mem_gb?"]),
+        ("cluster.stages.score.mem_gb=much", ["cluster.stages.score.mem_gb", "much", "Float"]),
         ("trian.lr=1", ["unknown key trian", "Did you mean train?"]),
         ("train.lr=fast", ["train.lr", "fast", "Float"]),
         ("train.epochs=1.5", ["train.epochs", "1.5"]),
@@ -132,3 +136,11 @@ def test_a_run_is_named_after_its_experiment_and_a_hash_of_what_was_overridden()
     one = run_name(config, ["+experiment=demo", "train.lr=1", "train.epochs=2"])
     assert one == run_name(config, ["train.epochs=2", "+experiment=demo", "train.lr=1"])
     assert one.startswith("demo-") and one != run_name(config, ["+experiment=demo", "train.lr=2"])
+
+
+@pytest.mark.parametrize("override", ["cluster.stages.score.mem_gb=2", "+cluster.stages={score: {mem_gb: 2}}"])
+def test_what_one_stage_asks_for_is_a_key_like_others(override: str) -> None:
+    stages = compose(["+experiment=cat70b", "cluster=a100_2x8", override]).cluster.stages
+    assert stages["score"] == JobConfig(mem_gb=2)
+    assert sorted(stages) == ["cards", "pull", "score"], "those of the site's file, and no empty ones"
+    assert stages["pull"].mem_gb == 128

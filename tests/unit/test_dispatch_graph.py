@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from cathpc import lease, store
+from cathpc.__main__ import main
+from cathpc.acts import run
 from cathpc.config import Config, compose
-from cathpc.dispatch import graph, jobs, site, status, work
+from cathpc.dispatch import graph, jobs, site, slurm, status, work
 from cathpc.dispatch.script import Request
-from cathpc.errors import UserError
+from cathpc.errors import EXIT_AGAIN, UserError
 
 SMOKE = ["+experiment=smoke", "cluster=devcluster", "cluster.network_partition=''"]
 GPU = {"gpu": {"MaxTime": "1-00:00:00", "State": "UP", "TotalNodes": "2", "Default": "YES"}}
@@ -93,3 +95,37 @@ def test_what_a_process_holds_is_free_when_it_leaves_without_unwinding(tmp_path:
     assert lease.take(tmp_path)
     lease.release_all()
     assert lease.holder(tmp_path) is None
+
+
+def folders(tmp_path: Path) -> list[str]:
+    return [f"paths.{name}={tmp_path / name}" for name in ("store", "runs", "cache")]
+
+
+def test_a_controller_that_does_not_answer_is_to_be_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def down(*command: object) -> str:
+        raise slurm.QueueError("squeue: Unable to contact slurm controller")
+
+    monkeypatch.setattr(slurm, "ask", down)
+    assert main([*SMOKE, *folders(tmp_path)]) == EXIT_AGAIN
+    said = capsys.readouterr().err
+    assert said.startswith("cathpc: squeue: Unable to contact") and "same command goes on" in said
+    assert main([*SMOKE, *folders(tmp_path), "train.lr=-1"]) == 2, "what only the user can mend"
+
+
+def test_retry_releases_a_held_job_whose_id_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = store.places(compose([*SMOKE, *folders(tmp_path)]))["train"]
+    name = f"cathpc.train.{place.fingerprint}.abcdef.s0"
+    jobs.write(place.folder, jobs.Record("train", "smoke", jobs=[jobs.Submitted(name, "stage")]))
+    held = slurm.QueueJob("7", "7", name, "PENDING", "JobHeldAdmin", "", "")
+    other = slurm.QueueJob("8", "8", "another", "PENDING", "JobHeldUser", "", "")
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(slurm, "queue", lambda cluster: [held, other])
+    monkeypatch.setattr(slurm, "ask", lambda cluster, *command: asked.append(command) or "")
+    monkeypatch.setattr(run, "one", lambda config, overrides: None)
+    assert main(["retry", *SMOKE, *folders(tmp_path)]) == 0
+    assert asked == [("scontrol", "release", "7")]
+    assert "train: released job 7" in capsys.readouterr().out

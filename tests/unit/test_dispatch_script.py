@@ -122,6 +122,14 @@ def test_an_array_has_its_width_whatever_the_number_of_shards_and_a_last_small_j
     assert "#SBATCH --array=0-15%16" in script.script(work.request, config.cluster)
 
 
+def test_cards_without_a_model_ask_for_no_gpu_even_where_the_site_gives_them_some() -> None:
+    some = "+cluster.stages={cards: {gpus: 4}}"
+    assert [request(word, stage="cards")[0].gpus_per_node for word in ("cluster.cpus=2", some)] == [1, 4]
+    for word in ("cluster.cpus=2", some):
+        plain, _ = request(word, "cards.model=''", stage="cards")
+        assert (plain.gpus_per_node, plain.partition) == (0, "cpu")
+
+
 def test_an_array_over_max_array_size_is_split_and_its_tasks_keep_their_numbers() -> None:
     config = compose([*SMOKE, "cluster.arrays={score: 1500}"])
     first, second, last = planned(config, "score", max_array=1000)
@@ -189,6 +197,23 @@ def test_a_container_sees_the_users_own_data_and_models() -> None:
     found = requests.mounts(compose([*SMOKE, "dataset.root=/data/mine", "model.base=/models/llama"]))
     assert {Path("/data/mine"), Path("/models/llama"), Path("store").absolute()} <= set(found)
     assert not any("random:" in str(path) for path in found), "no folder: the model of another stage"
+
+
+@pytest.mark.parametrize(
+    ("scratch", "seen"),
+    [
+        ("/scratch/$SLURM_JOB_ID", "/scratch"),
+        ("/local/job-$SLURM_JOB_ID/tmp", "/local"),
+        ("/fast/$USER/x", "/fast"),
+        ("/scratch/mine", "/scratch/mine"),
+        ("$LOCAL/tmp", ""),
+        ("/$LOCAL/tmp", ""),
+        ("", ""),
+    ],
+)
+def test_a_container_sees_the_scratch_of_its_node(scratch: str, seen: str) -> None:
+    without, found = (requests.mounts(compose([*SMOKE, *words])) for words in ([], [f"cluster.scratch='{scratch}'"]))
+    assert set(found) - set(without) == ({Path(seen)} if seen else set())
 
 
 def test_a_container_of_pyxis_or_apptainer_holds_the_work_and_its_folders() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import stat
@@ -132,6 +133,35 @@ def test_speed_is_measured_and_leaves_nothing(tmp_path: Path, monkeypatch: pytes
         "paths.runs fsync",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_hard_links_are_tried_where_leases_and_markers_lie(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    for name in ("runs", "store", "cache"):
+        (tmp_path / name).mkdir(mode=0o700)
+        setattr(config.paths, name, str(tmp_path / name))
+    monkeypatch.setattr(machine, "speed_of", lambda key, folder: [])
+    probes = {f"paths.{name}": str(tmp_path / name / "probe") for name in ("runs", "store", "cache")}
+    seen = dict.fromkeys(probes, "")
+
+    def checks() -> list[Check]:
+        here = [check for check in machine.folder_checks(config, {}) if check.name.endswith("links")]
+        return here + verdict.hard_links(node.links(probes), seen)
+
+    assert states(checks()) == ["pass", "pass"]
+    monkeypatch.setattr(os, "link", none)
+    here, there = checks()
+    assert (here.name, here.state) == ("paths.store links", State.failed) and "paths.store=FOLDER" in here.advice
+    assert there.seen == "no hard links: paths.runs: Operation not permitted, paths.store: Operation not permitted"
+    assert verdict.hard_links(node.links(probes), dict.fromkeys(probes, "no such folder")) == [], "that is told already"
+    assert states(verdict.hard_links({"error": "x"}, seen)) == ["fail"]
+    monkeypatch.setattr(os, "link", lambda source, target: None)
+    assert "not refused" in checks()[0].seen
+    assert not [path for path in tmp_path.rglob("*") if path.parent != tmp_path]
 
 
 def test_the_type_of_a_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
@@ -357,10 +387,24 @@ def test_the_jobs_environment_is_that_of_a_run_without_the_trap(config: Config) 
         name="x", stage="x", spec=Path("/s"), content={}, logs=Path("/l"), partition="", timeout_min=1
     )
     config.cluster.setup = ["module list"]
-    setup = script._executor(request, config.cluster).parameters["setup"]
+    setup = script.executor(request, config.cluster).parameters["setup"]
     lines = job.environment(setup)
     assert lines[0] == "umask 077" and lines[-1] == "module list"
     assert any("trap" in line for line in setup) and not any("trap" in line for line in lines)
+
+
+def test_the_job_sees_in_a_container_what_a_run_does(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cathpc.dispatch import requests, script
+
+    sent: list[script.Request] = []
+    made = script.executor
+    monkeypatch.setattr(script, "executor", lambda request, cluster: sent.append(request) or made(request, cluster))
+    monkeypatch.setattr(script.Executor, "send", lambda self, command: "7")
+    config.cluster.scratch = "/scratch/$SLURM_JOB_ID"
+    job.submit(job.Target("gpu", 1, 0, False), config, tmp_path / "gpu", {})
+    assert Path("/scratch") in sent[0].mounts and sent[0].mounts == requests.mounts(config)
 
 
 class Queue:

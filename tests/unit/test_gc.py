@@ -19,7 +19,7 @@ import pytest
 from cathpc import disk, lease, store, unneeded
 from cathpc.acts import gc
 from cathpc.config import compose
-from cathpc.dispatch import jobs
+from cathpc.dispatch import jobs, slurm
 from cathpc.errors import UserError
 from cathpc.runs import Run, open_run
 
@@ -179,24 +179,24 @@ def test_a_folder_that_somebody_works_on_is_needed(collect: Collect) -> None:
     assert paths(collect()["unneeded"]) == [orphan]
 
 
-@pytest.mark.parametrize(("queue", "needed"), [({"12"}, True), (None, True), (set(), False)])
+@pytest.mark.parametrize("id", ["12", ""], ids=["known", "lost"])
+@pytest.mark.parametrize(("queued", "needed"), [(("12", "name"), True), (None, True), (("13", "other"), False)])
 def test_a_folder_for_which_jobs_are_or_may_be_queued_is_needed(
-    collect: Collect, monkeypatch: pytest.MonkeyPatch, queue: set[str] | None, needed: bool
+    collect: Collect, monkeypatch: pytest.MonkeyPatch, queued: tuple[str, str] | None, needed: bool, id: str
 ) -> None:
     make_run()
     orphan = stray()
-    jobs.write(orphan, jobs.Record("train", "run", jobs=[jobs.Submitted("name", "stage", "12")]))
-    asked: list[list[str]] = []
+    jobs.write(orphan, jobs.Record("train", "run", jobs=[jobs.Submitted("name", "stage", id)]))
 
-    def live_jobs(cluster: object, ids: list[str]) -> set[str] | None:
-        asked.append(ids)
-        return queue
+    def queue(cluster: object) -> list[slurm.QueueJob]:
+        if queued is None:
+            raise slurm.QueueError("squeue: no answer")
+        return [slurm.QueueJob(queued[0], *queued, "PENDING", "", "", "")]
 
-    monkeypatch.setattr(unneeded.slurm, "live_jobs", live_jobs)
+    monkeypatch.setattr(slurm, "queue", queue)
     assert paths(collect()["unneeded"]) == [orphan], "a finished folder needs no job"
     (orphan / store.MANIFEST).unlink()
     assert (collect()["unneeded"] == []) is needed
-    assert asked and set(map(tuple, asked)) == {("12",)}
 
 
 def test_older_than_spares_what_was_changed_since(collect: Collect) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from cathpc import store
 from cathpc.config import Config, compose
+from cathpc.dispatch import jobs
 from cathpc.errors import ChangedError, UserError
 from cathpc.pipeline import STAGES, Stage
 
@@ -129,3 +130,16 @@ def test_a_store_that_cannot_be_written_is_named(config: Config, tmp_path: Path,
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match=r"paths\.store"):
         store.prepare_folder(place)
+
+
+def test_an_attempt_on_other_inputs_keeps_the_dispatchers_folder_by_whatever_name(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "FOLDER", ".elsewhere")
+    first, second = list(store.places(config, STUDY).values())[:2]
+    finish(first, config, "old")
+    finish(second, config, "made of the old")
+    jobs.write(second.folder, jobs.Record("second", "run"))
+    finish(first, config, "new")
+    store.begin(second)
+    assert jobs.read(second.folder) and not (second.folder / "out.txt").exists()
