@@ -105,23 +105,27 @@ def build(shape: ShapeConfig, folder: Path) -> None:
 
 def used(folder: Path, train: dict[str, Any], seq_len: int, steps: int = 3) -> list[int]:
     """Bytes that each rank of a training of the model in `folder` takes; ranks share a machine, one a GPU."""
+    small = folder.with_name(f"{folder.name}-small")
+    build(SMALL, small)
+    task = {"folder": str(folder), "small": str(small), "train": train, "seq_len": seq_len, "steps": steps}
+    return [answer["bytes"] for answer in answers(__file__, task, train.get("ranks_per_node", 1))]
+
+
+def answers(program: str, task: dict[str, Any], world: int) -> list[dict[str, Any]]:
+    """Run a program as `world` ranks; the last line, in JSON, that each one prints."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    small = folder.with_name(f"{folder.name}-small")
-    build(SMALL, small)
-    task = json.dumps({"folder": str(folder), "small": str(small), "train": train, "seq_len": seq_len, "steps": steps})
-    world = train.get("ranks_per_node", 1)
     ranks = []
     for rank in range(world):
         where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in where.items()}}
         env["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed goes back at once, so that no fragments are counted
-        command = [sys.executable, __file__, task]
+        command = [sys.executable, program, json.dumps(task)]
         ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    answers = [process.communicate() for process in ranks]
-    assert all(process.returncode == 0 for process in ranks), "\n".join(error[-3000:] for _, error in answers)
-    return [int(json.loads(out.strip().splitlines()[-1])["bytes"]) for out, _ in answers]
+    told = [process.communicate() for process in ranks]
+    assert all(process.returncode == 0 for process in ranks), "\n".join(error[-3000:] for _, error in told)
+    return [json.loads(out.strip().splitlines()[-1]) for out, _ in told]
 
 
 def main(task: dict[str, Any]) -> None:

@@ -84,7 +84,7 @@ def test_a_stop_signal_to_one_rank_stops_all_after_the_same_step_with_one_checkp
     assert_same_training(trained(world, out, settings()), whole)
 
 
-def test_other_settings_or_another_number_of_ranks_are_refused(
+def test_trap_14_another_number_of_ranks_or_other_settings_are_refused(
     world: SimpleNamespace, killed: Path, tmp_path: Path
 ) -> None:
     out = copy(killed, tmp_path / "out")

@@ -98,7 +98,7 @@ def row(need: memory.Memory, name: str) -> float:
     return sum(max(r.bytes.values()) for r in need.rows if r.name == name)
 
 
-def test_70b_with_fp32_adam_on_16_gpus_takes_18_bytes_a_parameter_for_states_alone() -> None:
+def test_trap_12_70b_with_fp32_adam_on_16_gpus_takes_18_bytes_a_parameter_for_states_alone() -> None:
     need = needs("+experiment=cat70b", "train.offload=none").gpu
     classic = sum(row(need, name) for name in ("weights", "fp32 weights", "AdamW's moments")) / GIB
     assert classic == pytest.approx(14 * 70_553_706_496 / 16 / GIB)
