@@ -91,7 +91,8 @@ class TrainConfig:
     zero_stage: int = 3
     dtype: Dtype = Dtype.bfloat16
     optimizer: Optimizer = Optimizer.adamw
-    offload: Offload = speed(Offload.none)
+    offload: Offload = Offload.none
+    """Part of the result: on the CPUs the gradient's norm is summed up in another order."""
     attention: Attention = Attention.sdpa
     activation_checkpointing: bool = True
     offload_activations: bool = speed(False)

@@ -115,7 +115,8 @@ def load_model(config: TrainConfig, folder: Path, settings: dict[str, Any]) -> t
         _adapt(model, config)
     if config.activation_checkpointing:
         # Reentrant: the other kind works under ZeRO-3 too, but also compares the shapes of all that is recomputed.
-        model.activation_checkpointing_enable({"use_reentrant": True}, offload=config.offload_activations)
+        away = config.offload_activations and torch.cuda.is_available()  # on CPUs they are there already
+        model.activation_checkpointing_enable({"use_reentrant": True}, offload=away)
     return PackedLM(model, config), work
 
 

@@ -34,7 +34,7 @@ from cathpc.errors import CathpcError
 from cathpc.models.config import Dtype, TemplateConfig
 from cathpc.record import RECORD_SCHEMA
 from cathpc.train import metrics
-from cathpc.train.config import LoraConfig, OnSpike, TrainConfig
+from cathpc.train.config import LoraConfig, Offload, OnSpike, TrainConfig
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12  # 3 steps an epoch, 4 epochs
@@ -52,6 +52,7 @@ def rank_main(task: dict[str, Any]) -> int:
         "dtype": Dtype[task["train"]["dtype"]],
         "lora": LoraConfig(**task["train"].get("lora", {})),
         "on_spike": OnSpike[task["train"].get("on_spike", "skip")],
+        "offload": Offload[task["train"].get("offload", "none")],
     }
     train = TrainConfig(**{**task["train"], **enums})
     if "do" in task and task["rank"] == int(os.environ["RANK"]):
