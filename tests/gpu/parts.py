@@ -250,7 +250,7 @@ def figures(training: Training, codes: list[int], dimensions: ShapeConfig, about
 
 def same(session: Session) -> dict[str, Any]:
     """Six steps at once, and the last three again from the checkpoint of the third: are losses and weights the same?"""
-    from cathpc.train import export, history, saver
+    from cathpc.train import export, history, writing
 
     scale, folder = session.scale, session.top / "same"
     base = made.base(scale.same, folder / "base", session.top / "cache")
@@ -266,7 +266,7 @@ def same(session: Session) -> dict[str, Any]:
         if any(codes):
             raise RuntimeError(f"the ranks ended with {codes}:\n{training.words()}")
         losses.append({row["global_step"]: row["loss"] for row in training.steps(1) if row["global_step"] > 3})
-        ends.append(export.tensors(path / history.folder_name(6) / saver.TAG))
+        ends.append(export.tensors(path / history.folder_name(6) / writing.TAG))
     assert sorted(losses[1]) == [4, 5, 6] and again.steps(1)[0]["global_step"] == 4, losses
     verdicts = {name: one.equal(other) for (name, one), (_, other) in zip(*ends, strict=True)}
     differing = [name for name, equal in verdicts.items() if not equal]
