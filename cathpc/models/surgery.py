@@ -6,11 +6,18 @@ Weight files are copied or linked as they are and a few rows are patched in plac
 (64 MiB) whatever the size of the model; time grows with the bytes of the tables, which are read once, and of the files
 that are copied.
 
-A row of a reserved token is near zero and its logits mean nothing. The mean of the trained rows is the usual remedy
-(Hewitt, "Initializing new word embeddings for pretrained language models", 2021), but two tokens with the same row are
-one token to the model until training tells them apart. So each new row is the mean plus a little noise that is
-distributed as the trained rows are: a sum of their differences to the mean with random signs, `SPREAD` standard
-deviations long, the signs drawn from a hash of the token's text.
+A row of a reserved token is near zero and its logits mean nothing. Each new row is drawn like a trained one: their mean
+plus a sum of their differences to it with random signs, which has their covariance; the signs come from a hash of the
+token's text. The mean alone is the usual remedy (Hewitt, "Initializing new word embeddings for pretrained language
+models", 2021) and keeps new tokens improbable, but two such tokens are one token to the model, and what all rows share
+moves no token's logit against the others', so that only the row itself can learn, at the pace of the learning rate.
+Measured on SmolLM2-135M with both ChatML rows made anew and 32 steps of 4 conversations at lr 2e-5, the held-out NLL of
+the stop token, and of the answers before it, in nats a token:
+
+    deviations from the mean     stop: start    12 steps    32 steps     answers: 32 steps
+    0 (the mean itself)               16.9        16.3        14.8            1.553
+    0.1                               16.9        16.0        14.4            1.555
+    1                                 14.7         2.8         3.7            1.578
 """
 
 from __future__ import annotations
@@ -30,7 +37,7 @@ from cathpc.models.weights import read_json, write_json
 if TYPE_CHECKING:
     import torch
 
-SPREAD = 0.1
+SPREAD = 1.0
 """Standard deviations of the trained rows by which a new row lies off their mean."""
 UNTRAINED = 0.01
 """A control token's row with a norm below this share of the trained rows' median was never trained."""

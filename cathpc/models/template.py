@@ -119,6 +119,10 @@ class Template:
         tokenizer.no_truncation()
         # Contents are text: '<|im_end|>' in one must not become the control token.
         tokenizer.encode_special_tokens = True
+        words = tokenizer.pre_tokenizer
+        if getattr(words, "prepend_scheme", "") == "first":  # as Mistral's; what starts a text is always the BOS
+            words.prepend_scheme = "never"
+            tokenizer.pre_tokenizer = words
         return cls(folder, facts, layout, tokenizer, [token for token in content["added_tokens"] if token["special"]])
 
     @cached_property

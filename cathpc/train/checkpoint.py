@@ -22,9 +22,9 @@ from cathpc.train.history import has_history as has_history
 from cathpc.train.history import manifest as manifest
 from cathpc.train.history import step_of as step_of
 from cathpc.train.history import verify as verify
-from cathpc.train.saver import TAG as TAG
 from cathpc.train.saver import Saver as Saver
 from cathpc.train.states import CheckpointWriter as CheckpointWriter
+from cathpc.train.writing import TAG as TAG
 
 
 def save(

@@ -29,7 +29,7 @@ from cathpc.models import weights
 from cathpc.models.template import Template
 from cathpc.train import adapters, history, metrics, states
 from cathpc.train.partitions import Saved
-from cathpc.train.saver import TAG
+from cathpc.train.writing import TAG
 
 if TYPE_CHECKING:
     from cathpc.config import Config

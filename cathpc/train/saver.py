@@ -16,31 +16,21 @@ than are kept, and with `scratch` one on the node. Nothing grows with the number
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import socket
 import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cathpc import disk
 from cathpc.errors import DiskError
 from cathpc.lease import fence, slurm_job
-from cathpc.models.weights import write_json
-from cathpc.train import history, ranks, rng, states
-
-TAG = "deepspeed"
-ROOM = 1.05
-"""Free space that must be there, in sizes of what is to be written."""
-
-Work = Callable[[], None]
+from cathpc.train import history, ranks, writing
+from cathpc.train.writing import Work
 
 
 class Saver:
@@ -61,6 +51,8 @@ class Saver:
         """The newest checkpoint that this saver committed."""
         self._save: Generator[Work, OSError | None, None] | None = None
         self._thread: _Thread | None = None
+        self._dropped = threading.Event()
+        """Set where nobody waits for the reading back any more."""
 
     def start(self, step: int, notes: dict[str, Any], *, milestone: bool = False, at_once: bool = False) -> None:
         """Save the engine after `step` steps; `notes` go into the manifest. First waits for the save before.
@@ -69,7 +61,7 @@ class Saver:
         then. A `milestone` is kept for good. Raises DiskError on all ranks where one could not write, and FencedError
         on rank 0 where another attempt owns the training by now; what was there before stays as it was.
         """
-        self.finish()
+        self.finish(verify=not at_once)
         self.seconds = {}
         self._save = self._saving(step, notes, milestone, None if at_once else self.scratch)
         self._go_on(None)
@@ -94,6 +86,9 @@ class Saver:
         """
         while self._save is not None and (verify or "commit" not in self.seconds):
             self.advance()
+        if self._save is not None:
+            self._dropped.set()
+            self._dropped = threading.Event()
         self._save = self._thread = None
 
     def _go_on(self, error: OSError | None) -> None:
@@ -117,35 +112,35 @@ class Saver:
         local = (
             scratch / f"cathpc-{zlib.crc32(bytes(self.folder.absolute())):08x}-{temporary.name}" if scratch else None
         )
-        _clear(self.folder, final, local)
+        writing.clear(self.folder, final, local)
         ranks.barrier()
 
         with self._clock("write"):
             written = None
-            if local and _room(self.engine, local):
-                written = _write(self.engine, local, durable=False)
+            if local and writing.room(self.engine, local):
+                written = writing.write(self.engine, local, durable=False)
                 if not ranks.agree(written.error is None):
-                    _say(f"{local}: {written.error or 'another rank could not write there'}; saving without it")
+                    writing.say(f"{local}: {written.error or 'another rank could not write there'}; saving without it")
                     shutil.rmtree(local, ignore_errors=True)
                     written = None
             if written is None:
-                local, written = None, _write(self.engine, temporary, durable=True)
+                local, written = None, writing.write(self.engine, temporary, durable=True)
         error = written.error
         if local:
-            error = yield partial(self._timed, "copy", partial(_copy, written.files, local, temporary))
+            error = yield partial(self._timed, "copy", partial(writing.copy, written.files, local, temporary))
 
         with self._clock("commit"):
-            error = error or _attempt(partial(_record, temporary, written.files))
+            error = error or writing.attempt(partial(writing.record, temporary, written.files))
             self._agree(error, final, temporary)
             data = {"step": step, "world_size": ranks.world_size(), "identity": self.identity, **notes}
             error = None
             if ranks.rank() == 0:
                 fence(self.folder)
-                error = _attempt(partial(_publish, temporary, final, data | {"milestone": milestone}))
+                error = writing.attempt(partial(writing.publish, temporary, final, data | {"milestone": milestone}))
             self._agree(error, final, temporary)
         self.newest = final
 
-        error = yield partial(self._timed, "verify", partial(_read_back, final))
+        error = yield partial(self._timed, "verify", partial(writing.read_back, final, self._dropped))
         if not ranks.agree(error is None):
             if ranks.rank() == 0:
                 history.set_aside(final)
@@ -156,7 +151,7 @@ class Saver:
             ) from error
         if ranks.rank() == 0:
             fence(self.folder)
-        yield partial(self._timed, "remove", partial(_prune, self.folder, self.keep))
+        yield partial(self._timed, "remove", partial(writing.prune, self.folder, self.keep))
 
     def _agree(self, error: OSError | None, final: Path, temporary: Path) -> None:
         """Raise DiskError on all ranks where one has an `error`; nothing is left of the checkpoint then."""
@@ -184,130 +179,6 @@ class Saver:
 def scratch_folder() -> Path:
     """Where this node's temporary files lie (TMPDIR, which `cluster.scratch` sets)."""
     return Path(tempfile.gettempdir())
-
-
-# --- the parts of a save ----------------------------------------------------------------------------------------------
-
-
-class _Written:
-    """What this rank wrote: hash and size by name, and how it failed."""
-
-    def __init__(self, files: dict[str, Any], error: OSError | None) -> None:
-        self.files, self.error = files, error
-
-
-def _clear(folder: Path, final: Path, local: Path | None) -> None:
-    """Remove what killed attempts left behind: temporary folders, and one that was renamed but never committed."""
-    if ranks.rank() == 0:
-        fence(folder)
-        for stale in folder.glob(".tmp-*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        if final.exists() and not (final / history.MANIFEST).exists():
-            shutil.rmtree(final)
-    if local and int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        for stale in local.parent.glob(f"{local.name.partition('-.tmp-')[0]}-.tmp-*"):
-            shutil.rmtree(stale, ignore_errors=True)
-
-
-def _room(engine: Any, local: Path) -> bool:
-    """Whether every node has room for what its ranks are about to write; rank 0 says so where not."""
-    need = states.nbytes(engine.optimizer.state_dict()) + states.nbytes(list(engine.module.parameters()))
-    node = zlib.crc32(socket.gethostname().encode())
-    everyone = ranks.gather([float(node), float(need), float(disk.free(local).bytes)])
-    for host in {row[0] for row in everyone}:
-        needed = ROOM * sum(row[1] for row in everyone if row[0] == host)
-        free = min(row[2] for row in everyone if row[0] == host)
-        if needed > free:
-            _say(f"{local.parent}: {disk.human(needed)} are needed on a node and {disk.human(free)} free; not used")
-            return False
-    return True
-
-
-def _say(text: str) -> None:
-    if ranks.rank() == 0:
-        print(f"checkpoint: {text}", flush=True)
-
-
-def _write(engine: Any, folder: Path, *, durable: bool) -> _Written:
-    """Write this rank's files of a checkpoint into `folder`."""
-    writer: states.CheckpointWriter = engine.checkpoint_engine
-    writer.begin(durable=durable)
-    engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
-    files = {path.relative_to(folder).as_posix(): record for path, record in writer.written.items()}
-    error = writer.error
-    if error is None:
-        path = folder / f"rng-{ranks.rank():05d}.json"
-        error = _attempt(partial(write_json, path, rng.state()))
-        if error is None:
-            digest, size = history.sha256(path)
-            files[path.name] = {"sha256": digest, "bytes": size}
-    return _Written(files, error)
-
-
-def _copy(files: dict[str, Any], local: Path, target: Path) -> None:
-    """Copy this rank's files from its node to the shared file system, and remove them here."""
-    for name, record in files.items():
-        if states.copy(local / name, target / name) != record:
-            raise OSError(f"{local / name} is not the file that was written")
-        (local / name).unlink()
-    with suppress(OSError):  # the last rank of a node leaves empty folders
-        (local / TAG).rmdir()
-        local.rmdir()
-
-
-def _record(folder: Path, files: dict[str, Any]) -> None:
-    """Tell rank 0 what this rank wrote."""
-    write_json(folder / _part(ranks.rank()), files)
-
-
-def _part(rank: int) -> str:
-    return f"files-{rank:05d}.json"
-
-
-def _publish(temporary: Path, final: Path, data: dict[str, Any]) -> None:
-    """Rank 0: make the folder a checkpoint. The marker is written last."""
-    files: dict[str, Any] = {}
-    for rank in range(ranks.world_size()):  # by name: another node's file may not be listed yet
-        part = temporary / _part(rank)
-        files |= json.loads(part.read_text())
-        part.unlink()
-    for root, _, _ in os.walk(temporary):
-        history.sync(Path(root))
-    _rename(temporary, final)
-    _mark(final, data | {"files": files})
-
-
-def _rename(temporary: Path, final: Path) -> None:
-    os.rename(temporary, final)
-    history.sync(final.parent)
-
-
-def _mark(final: Path, data: dict[str, Any]) -> None:
-    write_json(final / history.MANIFEST, data)
-    history.sync(final)
-
-
-def _read_back(final: Path) -> None:
-    """Compare this rank's share of what lies on the disk with what was written: where there are several nodes, what
-    another one wrote."""
-    shares = ranks.world_size()
-    problem = history.verify(final, share=(ranks.rank() + shares // 2) % shares, shares=shares, cold=True)
-    if problem:
-        raise OSError(problem)
-
-
-def _prune(folder: Path, keep: int) -> None:
-    if ranks.rank() == 0:
-        history.prune(folder, keep)
-
-
-def _attempt(work: Work) -> OSError | None:
-    """Do something; how the disk refused it, None where it did not."""
-    try:
-        work()
-    except OSError as error:
-        return error
-    return None
 
 
 class _Thread(threading.Thread):

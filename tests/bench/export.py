@@ -28,7 +28,7 @@ from cathpc.models.config import TemplateConfig
 from cathpc.models.source import prepare
 from cathpc.models.weights import read_json, write_json
 from cathpc.train import export, history, metrics
-from cathpc.train.saver import TAG
+from cathpc.train.writing import TAG
 
 STEP = 100
 GROUP = 50_000_000  # elements of a rank's flat buffer after which the next one begins

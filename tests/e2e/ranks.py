@@ -311,12 +311,12 @@ def evals(out: Path) -> dict[int, float]:
 
 
 def final_weights(out: Path, steps: int = STEPS) -> dict[str, Any]:
-    from cathpc.train import export, history, saver
+    from cathpc.train import export, history, writing
 
     newest = history.committed(out / "checkpoints")[0]
     assert newest.name == history.folder_name(steps)
     assert history.verify(newest) == ""
-    return dict(export.tensors(newest / saver.TAG))
+    return dict(export.tensors(newest / writing.TAG))
 
 
 def assert_same_training(one: Path, other: Path, steps: int = STEPS) -> None:

@@ -17,7 +17,7 @@ from cathpc.errors import DataError, UserError
 from cathpc.models.template import Template
 from cathpc.train import export, history
 from cathpc.train.partitions import Saved
-from cathpc.train.saver import TAG
+from cathpc.train.writing import TAG
 from tests.e2e.ranks import copy, final_weights, flip, settings, trained, whole, world
 
 __all__ = ["whole", "world"]  # fixtures

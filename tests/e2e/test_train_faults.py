@@ -44,7 +44,7 @@ def test_fault_8_two_signals_in_a_save_end_the_attempt_after_the_next_step_witho
     world: SimpleNamespace, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    results = launch(world, out, settings(), rank=1, hook="cathpc.train.saver:_write", do="SIGUSR2 SIGTERM")
+    results = launch(world, out, settings(), rank=1, hook="cathpc.train.writing:write", do="SIGUSR2 SIGTERM")
     assert [r.returncode for r in results] == [EXIT_AGAIN] * 2, results[0].stderr
     assert checkpoints(out) == ["step-000004", "step-000005"], "the save that was under way, and the one of the stop"
     assert_same_training(trained(world, out, settings()), whole)

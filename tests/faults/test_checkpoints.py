@@ -52,7 +52,7 @@ def text(results: list[SimpleNamespace]) -> str:
 
 def test_fault_19_killed_before_the_rename(world: SimpleNamespace, whole: Path, killed: Path, tmp_path: Path) -> None:
     out = copy(killed, tmp_path / "out")
-    results = launch(world, out, settings(), hook="cathpc.train.saver:_rename", rank=0, do="kill")
+    results = launch(world, out, settings(), hook="cathpc.train.writing:_rename", rank=0, do="kill")
     assert results[0].returncode == -signal.SIGKILL
     temporary, sound = checkpoints(out)
     assert temporary.startswith(".tmp-step-000008")
@@ -63,7 +63,7 @@ def test_fault_19_killed_before_the_rename(world: SimpleNamespace, whole: Path, 
 
 def test_fault_20_killed_before_the_marker(world: SimpleNamespace, whole: Path, killed: Path, tmp_path: Path) -> None:
     out = copy(killed, tmp_path / "out")
-    results = launch(world, out, settings(), hook="cathpc.train.saver:_mark", rank=0, do="kill")
+    results = launch(world, out, settings(), hook="cathpc.train.writing:_mark", rank=0, do="kill")
     assert results[0].returncode == -signal.SIGKILL
     assert checkpoints(out) == ["step-000004", "step-000008"]
     assert not (out / "checkpoints/step-000008/manifest.json").exists()
@@ -335,7 +335,7 @@ def test_a_save_through_scratch_lets_the_training_go_on_and_is_the_same_to_the_b
     world: SimpleNamespace, whole: Path, tmp_path: Path
 ) -> None:
     train = settings(save_through_scratch=True)
-    out = trained(world, tmp_path / "out", train, hook="cathpc.train.saver:_copy", rank=1, do="wait")
+    out = trained(world, tmp_path / "out", train, hook="cathpc.train.writing:copy", rank=1, do="wait")
     steps = {row["global_step"]: row["time"] for row in metrics.read(out / "metrics.jsonl") if "loss" in row}
     assert (out / "checkpoints/step-000004/manifest.json").stat().st_mtime > steps[5], "committed some steps later"
     assert_same_training(out, whole)
@@ -349,7 +349,7 @@ def test_a_stop_waits_for_the_save_in_the_making_and_adds_its_own(
     world: SimpleNamespace, whole: Path, tmp_path: Path
 ) -> None:
     out, train = tmp_path / "out", settings(save_through_scratch=True)
-    event = {"hook": "cathpc.train.saver:_copy", "do": "SIGUSR2", "rank": 0}  # of the checkpoint of step 4
+    event = {"hook": "cathpc.train.writing:copy", "do": "SIGUSR2", "rank": 0}  # of the checkpoint of step 4
     results = launch(world, out, train, **event)
     assert codes(results) == [EXIT_AGAIN] * 2, text(results)
     first, second = checkpoints(out)
@@ -362,7 +362,7 @@ def test_where_scratch_has_no_room_checkpoints_are_saved_without_it(
     world: SimpleNamespace, whole: Path, killed: Path, tmp_path: Path
 ) -> None:
     out = copy(killed, tmp_path / "out")
-    results = launch(world, out, settings(save_through_scratch=True), set={"cathpc.train.saver:ROOM": 1e12})
+    results = launch(world, out, settings(save_through_scratch=True), set={"cathpc.train.writing:ROOM": 1e12})
     assert codes(results) == [0, 0], text(results)
     assert "are needed on a node" in results[0].stderr
     assert_same_training(out, whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from cathpc.acts import run
+from cathpc.config import compose
+from cathpc.dispatch import graph
 from cathpc.errors import UserError
-from cathpc.models import contract, jinja, source, template, tokens
+from cathpc.models import contract, jinja, source, template, tiny, tokens
 from cathpc.models.config import TemplateConfig, TemplateName
 from cathpc.models.contract import check_contract, check_model, check_models, plain_server
 
@@ -86,6 +90,35 @@ def test_padding_that_is_the_stop_token_is_named(tiny_llama: Path, tmp_path: Pat
     stop = json.loads((tiny_llama / template.FILE).read_text())["stop"]
     with pytest.raises(UserError, match="both stop and padding token"):
         check_contract(forged(tiny_llama, tmp_path / "m", pad=stop), plain_server)
+
+
+def test_a_tokenizer_that_marks_the_start_of_a_text_with_a_space_keeps_the_contract(
+    raw_llama: Path, tmp_path: Path
+) -> None:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))  # as Mistral's
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    letters = [
+        *"\n\t▁",
+        *{letter for probe in contract.PROBES for m in probe for letter in m["content"] if letter != " "},
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, show_progress=False, initial_alphabet=letters, special_tokens=["<unk>"], max_token_length=8
+    )
+    tokenizer.train_from_iterator(tiny.TEXT.splitlines(), trainer)
+    special = ["<s>", "</s>", *(f"[control_{i}]" for i in range(8))]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.save(str(raw_llama / "tokenizer.json"))
+    (raw_llama / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    renames = {"[control_0]": "<|im_start|>", "[control_1]": "<|im_end|>"}
+    target = tmp_path / "m"
+    tokens.write(tokens.fit(raw_llama, TemplateConfig(pad="[control_2]", renames=renames)), raw_llama, target)
+    check_contract(target)
+    check_contract(target, plain_server)
 
 
 # --- a model's own template -------------------------------------------------------------------------------------------
@@ -213,8 +246,6 @@ def test_check_model_needs_neither_torch_nor_transformers(raw_llama: Path, tmp_p
 def test_a_template_that_does_not_fit_is_refused_before_submission_with_its_key(
     raw_llama: Path, tmp_path: Path, config: TemplateConfig, message: str
 ) -> None:
-    import re
-
     experiment = SimpleNamespace(
         model=SimpleNamespace(base=str(raw_llama), template=config),
         gpt=SimpleNamespace(base="random:llama", template=config),  # not at hand: left to its stage
@@ -249,3 +280,40 @@ def test_a_tokenizer_in_the_hubs_cache_is_proven_without_a_network(
         check_model("org/model", TemplateConfig(), tmp_path / "cache")
     shutil.rmtree(snapshot)
     assert not check_model("org/model", LLAMA_TEMPLATE, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            "reserved",
+            "template.renames: the tokenizer of .* has no special token '<|reserved_special_token_1|>'; reserved",
+        ),
+        ("none", "has no special token '<|reserved_special_token_0|>'; it has no reserved tokens"),
+        ("weights", "no safetensors weights: it has pytorch_model.bin, which is never opened"),
+    ],
+)
+def test_run_on_a_cluster_refuses_a_base_that_cannot_be_trained_before_anything_is_submitted(
+    raw_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, message: str
+) -> None:
+    file = raw_llama / "tokenizer.json"
+    if fault == "weights":
+        (raw_llama / "model.safetensors").rename(raw_llama / "pytorch_model.bin")
+    else:
+        missing = "<|reserved_special_token_1|>" if fault == "reserved" else "<|reserved_special_token_"
+        file.write_text(file.read_text().replace(missing, missing.replace("reserved", "other")))
+    config = compose(
+        [
+            "+experiment=smoke",
+            "cluster=devcluster",
+            f"model.base={raw_llama}",
+            f"paths.cache={tmp_path / 'cache'}",
+            f"paths.store={tmp_path / 'store'}",
+            f"paths.runs={tmp_path / 'runs'}",
+        ]
+    )
+    monkeypatch.setattr(run, "refuse_unfit", lambda config: None)  # what it says is tested with `plan`
+    monkeypatch.setattr(graph, "submit", lambda *a, **k: pytest.fail("something was submitted"))
+    with pytest.raises(UserError, match=re.sub(r"([(|])", r"\\\1", message)):
+        run.submit(config, ["+experiment=smoke"])
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "store").exists()
