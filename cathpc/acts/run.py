@@ -113,6 +113,7 @@ def dry_run(config: Config) -> None:
     """Print every script that would be submitted if nothing were finished."""
     from cathpc import store
     from cathpc.dispatch import graph
+    from cathpc.train import fit
 
     if config.cluster.kind is not ClusterKind.slurm:
         raise UserError(
@@ -124,6 +125,8 @@ def dry_run(config: Config) -> None:
         print(f"# --- {name} ---\n{text}")
     if missing:
         print(f"# {len(missing)} repositories of the Hub are not pinned yet: fingerprints are not known")
+    for fault in fit.faults(config, folder=None if missing else places["train"].folder):
+        print("# it would be refused: " + fault.replace("\n", "\n# "))
 
 
 def refuse_unfit(config: Config) -> None:

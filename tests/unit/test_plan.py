@@ -266,6 +266,12 @@ def test_run_refuses_in_the_words_of_plan_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_says_that_it_would_be_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["+experiment=cat70b", "train.offload=none", "dry_run=true"]
+    run.one(compose(overrides), overrides)
+    assert "# it would be refused: meta-llama/Meta-Llama-3-70B needs" in capsys.readouterr().out
+
+
 # --- time, tokens, disk -----------------------------------------------------------------------------------------------
 
 
