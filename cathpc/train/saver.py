@@ -131,13 +131,13 @@ class Saver:
 
         with self._clock("commit"):
             error = error or writing.attempt(partial(writing.record, temporary, written.files))
-            self._agree(error, final, temporary)
+            self._agree(error, final, temporary, local)
             data = {"step": step, "world_size": ranks.world_size(), "identity": self.identity, **notes}
             error = None
             if ranks.rank() == 0:
                 fence(self.folder)
                 error = writing.attempt(partial(writing.publish, temporary, final, data | {"milestone": milestone}))
-            self._agree(error, final, temporary)
+            self._agree(error, final, temporary, local)
         self.newest = final
 
         error = yield partial(self._timed, "verify", partial(writing.read_back, final, self._dropped))
@@ -153,12 +153,14 @@ class Saver:
             fence(self.folder)
         yield partial(self._timed, "remove", partial(writing.prune, self.folder, self.keep))
 
-    def _agree(self, error: OSError | None, final: Path, temporary: Path) -> None:
+    def _agree(self, error: OSError | None, final: Path, temporary: Path, local: Path | None) -> None:
         """Raise DiskError on all ranks where one has an `error`; nothing is left of the checkpoint then."""
         if ranks.agree(error is None):
             return
         if ranks.rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
+        if local:
+            shutil.rmtree(local, ignore_errors=True)
         raise DiskError(
             f"{final}: the checkpoint could not be written"
             + (f" ({error})" if error else " by another rank")

@@ -93,9 +93,9 @@ def copy(files: dict[str, Any], local: Path, target: Path) -> None:
         if states.copy(local / name, target / name) != record:
             raise OSError(f"{local / name} is not the file that was written")
         (local / name).unlink()
-    with suppress(OSError):  # the last rank of a node leaves empty folders
-        (local / TAG).rmdir()
-        local.rmdir()
+    for folder in (local / TAG, local):
+        with suppress(OSError):  # the last rank of a node finds it empty
+            folder.rmdir()
 
 
 def record(folder: Path, files: dict[str, Any]) -> None:

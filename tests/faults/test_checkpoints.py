@@ -369,7 +369,7 @@ def test_where_scratch_has_no_room_checkpoints_are_saved_without_it(
 
 
 def test_milestones_stay_and_of_the_others_the_newest(world: SimpleNamespace, whole: Path, tmp_path: Path) -> None:
-    train = settings(save_milestones=True, save_every_steps=2, keep_checkpoints=1, max_steps=11)
+    train = settings(save_milestones=True, save_every_steps=5, keep_checkpoints=1)
     out = trained(world, tmp_path / "out", train)
-    assert checkpoints(out) == ["step-000003", "step-000006", "step-000009", "step-000011"]
-    assert losses(out).items() <= losses(whole).items()
+    assert checkpoints(out) == ["step-000003", "step-000006", "step-000009", "step-000012"]
+    assert_same_training(out, whole)

@@ -42,7 +42,7 @@ def test_twenty_faults_in_one_training_change_nothing(world: SimpleNamespace, tm
         if kind == "signal":
             event |= {"at": dice.randint(1, 4), "do": dice.choice(["SIGUSR2", "SIGTERM"])}
         elif kind == "torn":
-            event |= {"hook": "cathpc.train.states:HashedWriter.write", "call": dice.randint(1, 400)}
+            event |= {"hook": "cathpc.train.states:HashedWriter.write", "call": dice.randint(1, 300)}
         else:
             event |= {"at": dice.randint(2, 5)}
         results = launch(world, out, plain | {"save_through_scratch": scratch}, **event)

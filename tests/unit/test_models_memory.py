@@ -77,6 +77,7 @@ def floats(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
+@pytest.mark.timeout(1800)  # 8 GB are read and written
 def test_surgery_on_70b_takes_little_memory_and_patches_both_tables(tiny_llama: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
