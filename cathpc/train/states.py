@@ -216,5 +216,6 @@ def _plain(value: Any) -> Any:
 def _trusted() -> torch.serialization.safe_globals:
     """The only classes beside tensors that DeepSpeed puts into its files."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.utils.tensor_fragment import fragment_address
 
-    return torch.serialization.safe_globals([LossScaler])
+    return torch.serialization.safe_globals([LossScaler, fragment_address])

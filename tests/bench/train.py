@@ -19,7 +19,8 @@ and the end, and run again. What is printed of each:
 - save: how long the training stands still for a checkpoint. Ours is on the disk (fsync) with all its hashes by then,
   the other's is handed to the system; it has the 16-bit weights too, as is its default.
 - steps lost: steps that the second attempt takes again. `TRL` is as its defaults are, `jit checkpoint` with
-  transformers' `enable_jit_checkpoint`.
+  transformers' `enable_jit_checkpoint`: its ranks do not agree on the step after which they save, so that the
+  checkpoint may be torn and the second attempt fail ("none").
 - first loss: of step 1; the same where both train on the same thing.
 """
 
@@ -30,6 +31,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -169,28 +171,36 @@ def records(data: Path) -> Iterator[Record]:
 
 
 def measured(training: Training, steps: int) -> dict[str, Any]:
-    """Run a training, stop it, run it again; the figures of the table."""
+    """Run a training, stop it, run it again; the figures of the table, None for what did not come to pass.
+
+    Ours has to do it all; what the peer does not is told and left out.
+    """
     save, stop = steps // 2, (steps // 2 + steps) // 2
-    expected: dict[str, set[int]] = {OURS: {EXIT_AGAIN}, PEER: {-15}, PEER_JIT: {0}}
+    stopped = {OURS: EXIT_AGAIN, PEER: -signal.SIGTERM, PEER_JIT: 0}[training.contender]
     codes = training.run(stop_after=stop)
-    if set(codes) != expected[training.contender] or training.last(1) < stop:
-        print(
-            f"{training.contender}: stopped by SIGTERM, its ranks ended with {codes}\n{training.words()}",
-            file=sys.stderr,
-        )
+    if set(codes) != {stopped}:
+        _complain(training, f"told to stop after step {stop}, its ranks ended with {codes}")
     codes = training.run()
-    if any(codes) or training.last(2) != steps:
-        raise SystemExit(f"{training.contender}: run again, its ranks ended with {codes}\n{training.words()}")
+    resumed = not any(codes) and training.last(2) == steps
+    if not resumed:
+        _complain(training, f"run again, its ranks ended with {codes}")
     assert training.saves_s(), f"no save after step {save}"
     return {
         "tokens_per_s": training.tokens_per_s(),
         "first_step_s": training.first_step_s(1),
-        "save_s": training.saves_s(),
-        "resume_s": training.first_step_s(2),
-        "lost": training.last(1) + 1 - training.steps(2)[0]["global_step"],
+        "save_s": statistics.median(training.saves_s()),
+        "resume_s": training.first_step_s(2) if resumed else None,
+        "lost": training.last(1) + 1 - training.steps(2)[0]["global_step"] if resumed else None,
         "loss": training.steps(1)[0]["loss"],
-        "memory": json.loads((training.out / "memory.json").read_text())["reserved"],
+        "gb": json.loads((training.out / "memory.json").read_text())["reserved"] / 1e9 if resumed else None,
     }
+
+
+def _complain(training: Training, what: str) -> None:
+    told = f"{training.contender}: {what}:\n{training.words()}"
+    if training.contender == OURS:
+        raise SystemExit(told)
+    print(told, file=sys.stderr)
 
 
 def versions(peer_path: Path | None) -> str:
@@ -205,22 +215,21 @@ def versions(peer_path: Path | None) -> str:
 
 def table(found: dict[str, list[dict[str, Any]]]) -> None:
     """A line each, and how many times as fast ours is."""
-    print(
-        f"\n{'':<22}{'tokens/s':>10}{'least':>9}{'most':>9}{'first step s':>14}{'save s':>8}{'resume s':>10}"
-        f"{'steps lost':>12}{'first loss':>12}{'GB a rank':>11}"
-    )
+    columns = {
+        **{"first_step_s": ("first step s", 1), "save_s": ("save s", 2), "resume_s": ("resume s", 1)},
+        **{"lost": ("steps lost", 0), "loss": ("first loss", 5), "gb": ("GB a rank", 2)},
+    }
+    heads = "".join(f"{title:>14}" for title, _ in columns.values())
+    print(f"\n{'':<22}{'tokens/s':>10}{'least':>10}{'most':>10}{heads}")
     speeds = {}
     for name, rounds in found.items():
         steady = [speed for one in rounds for speed in one["tokens_per_s"]]
-        middle = {key: statistics.median(one[key] for one in rounds) for key in ("first_step_s", "resume_s", "loss")}
-        save = statistics.median(seconds for one in rounds for seconds in one["save_s"])
-        lost = sorted({one["lost"] for one in rounds})
         speeds[name] = statistics.median(steady)
-        print(
-            f"{name:<22}{speeds[name]:>10,.1f}{min(steady):>9,.1f}{max(steady):>9,.1f}{middle['first_step_s']:>14.1f}"
-            f"{save:>8.2f}{middle['resume_s']:>10.1f}{', '.join(map(str, lost)):>12}{middle['loss']:>12.5f}"
-            f"{max(one['memory'] for one in rounds) / 1e9:>11.2f}"
-        )
+        cells = ""
+        for key, (_, digits) in columns.items():
+            values = [one[key] for one in rounds if one[key] is not None]
+            cells += f"{statistics.median(values):>14.{digits}f}" if values else f"{'none':>14}"
+        print(f"{name:<22}{speeds[name]:>10,.1f}{min(steady):>10,.1f}{max(steady):>10,.1f}{cells}")
     if theirs := [speed for name, speed in speeds.items() if name != OURS]:
         apart = abs(found[OURS][0]["loss"] / found[PEER][0]["loss"] - 1)
         print(f"{OURS}: {speeds[OURS] / max(theirs):.2f} times TRL's faster line; first losses differ by {apart:.1e}")

@@ -112,6 +112,7 @@ def test_a_milestone_is_exported_by_its_step_and_a_damaged_one_is_not(
         exported(world, train, tmp_path / "damaged")
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own call
 @pytest.mark.parametrize("stage", [2, 3])
 def test_adapters_are_exported_for_peft_and_added_to_the_base_model(
     world: SimpleNamespace, tmp_path: Path, stage: int

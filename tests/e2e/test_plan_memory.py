@@ -1,6 +1,6 @@
 """The memory that `plan` reckons against what real trainings take: gloo ranks under ZeRO-3, or a GPU's allocator.
 
-Stated and checked: within 10% of the tensors at the peak, on models of 19 to 37 million parameters. The process itself
+Stated and checked: within 10% of the tensors at the peak, on models of 28 to 100 million parameters. The process itself
 and the margin for fragments are assumptions and no part of it.
 """
 
@@ -18,8 +18,9 @@ from tests import memory_use
 
 TOLERANCE = 0.10
 MIDDLE = ShapeConfig(layers=6, width=512, mlp_width=1536, heads=8, kv_heads=2, head_dim=64, vocab=16000)
-LONG = ShapeConfig(layers=8, width=384, mlp_width=1024, heads=6, kv_heads=2, head_dim=64, vocab=8000)
+LONG = ShapeConfig(layers=10, width=448, mlp_width=1280, heads=7, kv_heads=1, head_dim=64, vocab=12000)
 WIDE = ShapeConfig(layers=2, width=384, mlp_width=1024, heads=6, kv_heads=6, head_dim=64, vocab=64000, tied=True)
+LARGE = ShapeConfig(layers=8, width=768, mlp_width=2048, heads=12, kv_heads=4, head_dim=64, vocab=32000)
 CHECKPOINTED = {"activation_checkpointing": True, "loss_chunk": 256}
 KEPT = {"activation_checkpointing": False, "loss_chunk": 256}
 
@@ -51,6 +52,7 @@ def test_activations_of_all_layers_dominate_a_long_one(tmp_path: Path) -> None:
         pytest.param(MIDDLE, {**CHECKPOINTED, "ranks_per_node": 1}, 256, id="one rank"),
         pytest.param(WIDE, {**CHECKPOINTED, "loss_chunk": 1024}, 1024, id="loss in one chunk, tied"),
         pytest.param(WIDE, {**CHECKPOINTED, "loss_chunk": 512}, 1024, id="loss in two chunks, tied"),
+        pytest.param(LARGE, CHECKPOINTED, 512, id="a hundred million"),
         pytest.param(MIDDLE, {**CHECKPOINTED, "dtype": "float32"}, 256, id="float32"),
         pytest.param(MIDDLE, {**CHECKPOINTED, "offload": "optimizer"}, 256, id="offloaded"),
         pytest.param(LONG, {**KEPT, "micro_batch": 2, "global_batch": 4}, 1024, id="two rows at once"),

@@ -27,7 +27,7 @@ TEMPLATE = TemplateConfig(
 BLOCK = 2**24
 """Random numbers that are drawn; large tensors take them again and again."""
 MEDIAN, SIGMA = 450.0, 0.8
-"""Of the lognormal lengths of records, in tokens: about what instruction data has."""
+"""Of the lognormal lengths of records, in tokens: about what instruction data has; shorter where rows are short."""
 MLP = ("gate_proj", "up_proj", "down_proj")
 SUPERVISED = 0.75
 """Share of each record, its end, that has labels."""
@@ -103,8 +103,9 @@ def pack(folder: Path, base: Path, vocab: int, seq_len: int, rows: int) -> Path:
     from cathpc.models.template import Template
 
     draws = np.random.default_rng(0)
-    count = 2 * math.ceil(rows * seq_len / MEDIAN)
-    lengths = np.clip(draws.lognormal(np.log(MEDIAN), SIGMA, count), 16, seq_len).astype(np.int64)
+    median = min(MEDIAN, seq_len / 4)
+    count = 2 * math.ceil(rows * seq_len / median)
+    lengths = np.clip(draws.lognormal(np.log(median), SIGMA, count), 2, seq_len).astype(np.int64)
     lengths = lengths[: int(np.searchsorted(np.cumsum(lengths), rows * seq_len)) + 1]
     records = np.zeros(len(lengths), RECORD)
     records["row"], records["tokens"] = np.arange(len(lengths)), lengths
