@@ -210,7 +210,8 @@ def train(session: Session, name: str, dimensions: ShapeConfig, plain: dict[str,
     planned = memory.rank(train_config(plain), scale.seq_len, dimensions, gpu=not session.tiny)
     found["plan"] = {"tensors": planned.tensors, "total": planned.total, "peak": planned.peak.value}
     if took := found[OURS].get("memory"):
-        found["plan"]["tensors_over_measured"] = planned.tensors / took["allocated"]
+        # A process's own memory holds more than tensors.
+        found["plan"]["of_measured"] = (planned.total if session.tiny else planned.tensors) / took["allocated"]
     if "tokens_per_s" in found[OURS] and "tokens_per_s" in found[PEER]:
         found["ratio"] = found[OURS]["tokens_per_s"] / found[PEER]["tokens_per_s"]
         found["losses_apart"] = abs(found[OURS]["first_loss"] / found[PEER]["first_loss"] - 1)

@@ -18,8 +18,14 @@ def table(found: dict[str, Any]) -> str:
     parts += [_training(name, one) for name, one in found["training"].items() if "train" in one]
     parts.append(_deterministic(found["deterministic"]))
     lines = [line for part in parts for line in part]
-    lines += [f"{word}: {line.splitlines()[0]}" for word in ("failed", "skipped") for line in found[word]]
+    lines += [f"{word}: {_short(why)}" for word in ("failed", "skipped") for why in found[word]]
     return "\n".join(lines + [f"goal {name}: {text}" for name, text in found["goals"].items()])
+
+
+def _short(why: str) -> str:
+    """The first and the last line, where an error says what it is."""
+    first, *rest = why.splitlines()
+    return " ... ".join([first, *rest[-1:]])
 
 
 def _card(its: dict[str, Any]) -> Iterator[str]:
@@ -54,7 +60,7 @@ def _training(name: str, one: dict[str, Any]) -> Iterator[str]:
     for contender in (OURS, PEER):
         row = one[contender]
         if "tokens_per_s" not in row:
-            yield f"{contender:<10}{(row.get('skipped') or row['failed']).splitlines()[0]}"
+            yield f"{contender:<10}{_short(row.get('skipped') or row['failed'])}"
             continue
         took = row.get("memory", {})
         sheet = f"{row['mfu_sheet']:.1%}" if "mfu_sheet" in row else ""
@@ -63,7 +69,7 @@ def _training(name: str, one: dict[str, Any]) -> Iterator[str]:
             f"{sheet:>10}{row['first_step_s']:>14.1f}{row['first_loss']:>12.4f}"
             f"{took.get('allocated', 0) / GIB:>13.2f}{took.get('reserved', 0) / GIB:>14.2f}"
         )
-    share = f"; {plan['tensors_over_measured']:.3f} of what {OURS} took" if "tensors_over_measured" in plan else ""
+    share = f"; {plan['of_measured']:.3f} of what {OURS} took" if "of_measured" in plan else ""
     yield f"{'plan':<10}{plan['tensors'] / GIB:>87.2f}{plan['total'] / GIB:>14.2f}  (peak: {plan['peak']}{share})"
     if "ratio" in one:
         yield f"{OURS}: {one['ratio']:.2f} times TRL; first losses differ by {one['losses_apart']:.1e}"
@@ -81,7 +87,7 @@ def goals(found: dict[str, Any]) -> dict[str, str]:
     shapes = [one for one in found["training"].values() if "plan" in one]
     mfus = [one[OURS]["mfu"] for one in shapes if "mfu" in one[OURS]]
     ratios = [one["ratio"] for one in shapes if "ratio" in one]
-    apart = [abs(share - 1) for one in shapes if (share := one["plan"].get("tensors_over_measured"))]
+    apart = [abs(share - 1) for one in shapes if (share := one["plan"].get("of_measured"))]
     told = {}
     if mfus:
         told["MFU"] = _goal(
