@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
+from cathpc import acts, store
+from cathpc.config import compose
 from cathpc.errors import DataError, UserError
 from cathpc.models.template import Template
 from cathpc.train import export, history
@@ -144,3 +146,27 @@ def test_adapters_are_exported_for_peft_and_added_to_the_base_model(
     assert rounded.dtype == torch.bfloat16
     for name, tensor in AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).state_dict().items():
         assert rounded.state_dict()[name].equal(tensor.bfloat16()), name
+
+
+def test_the_act_exports_a_milestone_and_says_what_else_there_is(
+    world: SimpleNamespace, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["export", "+experiment=smoke"]
+    act, arguments = acts.pick([*words, "--step", "4"])
+    places = store.places(compose(arguments.overrides))
+    with pytest.raises(UserError, match=r"store/base/.* is not finished"):
+        act.main(arguments)
+    for name, folder in (("train", whole), ("base", world.base), ("pack", world.pack)):
+        shutil.copytree(folder, places[name].folder)
+        (places[name].folder / "manifest.json").write_text("{}")
+    assert act.main(arguments) == 0
+    out = tmp_path / "runs/smoke/export-step-000004"
+    assert str(out / "model") in capsys.readouterr().out
+    assert (out / "model/model.safetensors").exists()
+    assert sorted(p.name for p in out.parent.iterdir()) == [out.name]
+    with pytest.raises(UserError, match="is there already: remove it, or name another folder with --to FOLDER"):
+        act.main(arguments)
+    _, other = acts.pick([*words, "--step", "5", "--to", "elsewhere"])
+    with pytest.raises(UserError, match=r"no checkpoint of step 5 .* There are: 4, 8, 12"):
+        act.main(other)
