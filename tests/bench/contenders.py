@@ -31,6 +31,7 @@ from cathpc.train.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 OURS, PEER, PEER_JIT = "cathpc", "TRL", "TRL, jit checkpoint"
+POLL_S = 0.03
 GRACE_S = 300.0
 """How long ranks may take to end when they were told to, or when one of them has."""
 
@@ -143,7 +144,7 @@ class Training:
                 ending, deadline = True, min(deadline, time.monotonic() + GRACE_S)
                 for process in ranks if told else []:
                     process.send_signal(signal.SIGTERM)
-            time.sleep(0.2)
+            time.sleep(POLL_S)
 
     def rows_of(self, attempt: int) -> list[dict[str, Any]]:
         """What the attempt (1, 2, ...) logged, in order."""

