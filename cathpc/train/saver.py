@@ -76,15 +76,17 @@ class Saver:
         self._thread.join()
         error, self._thread = self._thread.error, None
         if error is not None and not isinstance(error, OSError):
+            self._save = None
             raise error
         self._go_on(error)
 
     def finish(self, *, verify: bool = True) -> None:
         """Wait until the save is through: committed, and with `verify` also read back, and older ones removed.
 
-        A stop that is short of time leaves these two to the next attempt, which does both when it loads.
+        A stop that is short of time leaves these two to the next attempt, which does both when it loads; a removal that
+        has begun is waited for.
         """
-        while self._save is not None and (verify or "commit" not in self.seconds):
+        while self._save is not None and (verify or "commit" not in self.seconds or "verify" in self.seconds):
             self.advance()
         if self._save is not None:
             self._dropped.set()
@@ -107,6 +109,7 @@ class Saver:
         self, step: int, notes: dict[str, Any], milestone: bool, scratch: Path | None
     ) -> Generator[Work, OSError | None, None]:
         """One save. A `yield` has this rank do something in the background; what it gives is how that failed."""
+        seconds = self.seconds  # of this save: a thread that was dropped may end in the midst of the next one
         final = self.folder / history.folder_name(step)
         temporary = self.folder / ".".join([f".tmp-{final.name}", *map(str, slurm_job())])  # an attempt's own
         local = (
@@ -115,7 +118,7 @@ class Saver:
         writing.clear(self.folder, final, local)
         ranks.barrier()
 
-        with self._clock("write"):
+        with _clock(seconds, "write"):
             written = None
             if local and writing.room(self.engine, local):
                 written = writing.write(self.engine, local, durable=False)
@@ -127,9 +130,9 @@ class Saver:
                 local, written = None, writing.write(self.engine, temporary, durable=True)
         error = written.error
         if local:
-            error = yield partial(self._timed, "copy", partial(writing.copy, written.files, local, temporary))
+            error = yield partial(_timed, seconds, "copy", partial(writing.copy, written.files, local, temporary))
 
-        with self._clock("commit"):
+        with _clock(seconds, "commit"):
             error = error or writing.attempt(partial(writing.record, temporary, written.files))
             self._agree(error, final, temporary, local)
             data = {"step": step, "world_size": ranks.world_size(), "identity": self.identity, **notes}
@@ -140,7 +143,7 @@ class Saver:
             self._agree(error, final, temporary, local)
         self.newest = final
 
-        error = yield partial(self._timed, "verify", partial(writing.read_back, final, self._dropped))
+        error = yield partial(_timed, seconds, "verify", partial(writing.read_back, final, self._dropped))
         if not ranks.agree(error is None):
             if ranks.rank() == 0:
                 history.set_aside(final)
@@ -151,7 +154,9 @@ class Saver:
             ) from error
         if ranks.rank() == 0:
             fence(self.folder)
-        yield partial(self._timed, "remove", partial(writing.prune, self.folder, self.keep))
+        error = yield partial(_timed, seconds, "remove", partial(writing.prune, self.folder, self.keep))
+        if error is not None:
+            writing.say(f"older ones could not be removed ({error}); the next save tries again")
 
     def _agree(self, error: OSError | None, final: Path, temporary: Path, local: Path | None) -> None:
         """Raise DiskError on all ranks where one has an `error`; nothing is left of the checkpoint then."""
@@ -159,28 +164,32 @@ class Saver:
             return
         if ranks.rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
+            if not (final / history.MANIFEST).exists():
+                shutil.rmtree(final, ignore_errors=True)
         if local:
             shutil.rmtree(local, ignore_errors=True)
         raise DiskError(
             f"{final}: the checkpoint could not be written"
             + (f" ({error})" if error else " by another rank")
-            + "; earlier ones are untouched. Free space there and run the same command again."
+            + "; earlier ones are untouched. Make room there, or have the disk looked at, then run the command again"
         ) from error
-
-    def _timed(self, name: str, work: Work) -> None:
-        with self._clock(name):
-            work()
-
-    @contextmanager
-    def _clock(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - began, 4)
 
 
 def scratch_folder() -> Path:
     """Where this node's temporary files lie (TMPDIR, which `cluster.scratch` sets)."""
     return Path(tempfile.gettempdir())
+
+
+@contextmanager
+def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - began, 4)
+
+
+def _timed(seconds: dict[str, float], name: str, work: Work) -> None:
+    with _clock(seconds, name):
+        work()
 
 
 class _Thread(threading.Thread):
