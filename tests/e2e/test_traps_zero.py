@@ -42,20 +42,16 @@ def rank(task: dict[str, Any]) -> None:
     keeper.start(0, {})
     keeper.finish()
     largest = max(f.stat().st_size for f in Path(task["out"]).rglob("*.pt"))
-    print(
-        json.dumps(
-            {
-                "bytes": peak.bytes,
-                "outside": sorted(outside),
-                "inside": inside,
-                "gathered": gathered,
-                "largest": largest,
-                "small": sum(p.ds_numel for p in engine.module.parameters()),
-            }
-        ),
-        flush=True,
+    memory_use.tell(
+        {
+            "bytes": peak.bytes,
+            "outside": sorted(outside),
+            "inside": inside,
+            "gathered": gathered,
+            "largest": largest,
+            "small": sum(p.ds_numel for p in engine.module.parameters()),
+        }
     )
-    ranks.stop()
 
 
 @pytest.fixture(scope="module")
