@@ -223,12 +223,10 @@ def test_fault_28_a_training_goes_on_with_another_number_of_ranks(
         )
         steps = {step: loss for step, loss in losses(uninterrupted).items() if step <= 6}
         assert steps.items() <= losses(out).items(), "the steps of the first six come along"
-        tolerance = {"rel": 2e-5} if train["dtype"] == "float32" else {"rel": 2e-2}
-        assert losses(out) == pytest.approx(losses(uninterrupted), **tolerance)
-        if train["dtype"] == "float32":
-            theirs = final_weights(uninterrupted)
-            for name, tensor in final_weights(out).items():
-                assert (tensor - theirs[name]).abs().max() < 1e-4, name
+        assert losses(out) == pytest.approx(losses(uninterrupted), rel=1e-6), "the order of sums differs"
+        theirs = final_weights(uninterrupted)
+        for name, tensor in final_weights(out).items():
+            assert (tensor - theirs[name]).abs().max() < 1e-6, name
         assert set(metrics.consumed(out / "samples.jsonl").values()) == {train["epochs"]}
         assert checkpoints(out) == ["step-000012"]
     assert checkpoints(first) == ["step-000006"], "where it came from is left as it was"

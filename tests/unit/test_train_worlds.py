@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from cathpc import lease, store
+from cathpc.acts import run
+from cathpc.config import compose
 from cathpc.errors import UserError
 from cathpc.pipeline import BY_NAME
 from cathpc.schema import identity
@@ -80,3 +83,17 @@ def test_whatever_else_lies_in_the_store_is_no_reason(tmp_path: Path, why: str) 
         elif why == "told":
             train = replace(EIGHT, resume_from=str(folder))
     worlds.refuse(mine, train, busy=lambda folder: why == "busy")
+
+
+def test_run_looks_before_it_starts_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before, now = (compose(["+experiment=smoke", f"train.ranks_per_node={ranks}"]) for ranks in (2, 1))
+    run.refuse_lost_steps(now)
+    mine = store.places(now)["train"]
+    inputs = {name: folder.name for name, folder in mine.inputs.items()}
+    folder = unfinished(mine.folder.parents[1], store.places(before)["train"].folder.name, before.train, 8, **inputs)
+    with pytest.raises(UserError, match=f"train.resume_from={folder}"):
+        run.refuse_lost_steps(now)
+    run.refuse_lost_steps(before)
+    with lease.held(folder):
+        run.refuse_lost_steps(now)
