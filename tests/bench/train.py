@@ -65,13 +65,15 @@ def main() -> None:
     )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seq-len", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=12, help="of each training; it saves after half of them")
+    parser.add_argument("--steps", type=int, default=12, help="of each training, 6 at least; it saves after half")
     parser.add_argument("--accumulation", type=int, default=2, help="micro-batches of one row that a rank takes a step")
     parser.add_argument("--rounds", type=int, default=1, help="trainings by each, in turn")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--peer-path", type=Path, help="folder that holds TRL")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="real records")
     chosen = parser.parse_args()
+    if chosen.steps < 6:
+        parser.error("--steps: a training that is stopped between its save and its end has 6 steps at least")
     train = {
         "ranks_per_node": chosen.ranks,
         "global_batch": chosen.ranks * chosen.accumulation,
