@@ -325,4 +325,7 @@ def main(task: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(json.loads(sys.argv[1])))
+    ended = main(json.loads(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ended)  # as a job's ranks: gloo's threads may abort a process that leaves in an orderly way
