@@ -248,6 +248,7 @@ def peer(task: dict[str, Any]) -> int:
         bf16=train.dtype is Dtype.bfloat16,
         use_cpu=not task["gpu"],
         gradient_checkpointing=train.activation_checkpointing,
+        use_liger_kernel=train.fused_kernels,
         model_init_kwargs={"dtype": train.dtype.value, "attn_implementation": peer_attention(train)},
         save_strategy="steps" if task["saves"] else "no",
         save_steps=train.save_every_steps,

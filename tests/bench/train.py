@@ -133,9 +133,9 @@ def prepare(model: str, data: Path, seq_len: int, rows: int, top: Path) -> tuple
         folder.mkdir()
     ready = Path(name) if (Path(name) / "template.json").is_file() else prepared(name, template, top / "cache")
     (base / "model").symlink_to(ready)
-    template, chosen, tokens = Template.load(ready), [], 0
+    chat, chosen, tokens = Template.load(ready), [], 0
     for record in sorted(records(data), key=lambda record: unit_hash(record.id, 0)):
-        length = len(template.encode(record.messages)[0])
+        length = len(chat.encode(record.messages)[0])
         if length <= seq_len:
             chosen.append(record)
             tokens += length
