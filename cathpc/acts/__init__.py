@@ -27,6 +27,7 @@ ACTS = {
     "fetch": "cathpc.acts.fetch",
     "pin": "cathpc.acts.pin",
     "chat": "cathpc.acts.chat",
+    "export": "cathpc.acts.export",
     "compare": "cathpc.acts.compare",
     "doctor": "cathpc.acts.doctor",
     "drill": "cathpc.acts.drill",

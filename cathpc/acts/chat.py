@@ -248,7 +248,7 @@ def _load(folder: Path) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
-    from cathpc.models.surgery import clean_config
+    from cathpc.models.tokens import clean_config
     from cathpc.models.weights import tensors
 
     if not folder.is_dir():

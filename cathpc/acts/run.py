@@ -53,6 +53,9 @@ def foreground(config: Config, overrides: list[str], *, targets: set[str] | None
     from cathpc.runs import open_run
 
     refuse_unpinned(config)
+    if targets is None or "train" in targets:
+        refuse_unfit(config)
+        refuse_lost_steps(config)
     run = open_run(config, overrides)
     began = time.monotonic()
     show = Show()
@@ -79,9 +82,13 @@ def submit(config: Config, overrides: list[str]) -> None:
 
     from cathpc.dispatch import graph
     from cathpc.dispatch.show import job_table
+    from cathpc.models.contract import check_models
     from cathpc.runs import open_run
 
     refuse_unpinned(config)
+    refuse_unfit(config)
+    refuse_lost_steps(config)
+    check_models(config)
     run = open_run(config, overrides)
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     rows = graph.submit(config, run, note=lambda text: console.print(f"  {text}", markup=False))
@@ -106,6 +113,7 @@ def dry_run(config: Config) -> None:
     """Print every script that would be submitted if nothing were finished."""
     from cathpc import store
     from cathpc.dispatch import graph
+    from cathpc.train import fit
 
     if config.cluster.kind is not ClusterKind.slurm:
         raise UserError(
@@ -117,6 +125,34 @@ def dry_run(config: Config) -> None:
         print(f"# --- {name} ---\n{text}")
     if missing:
         print(f"# {len(missing)} repositories of the Hub are not pinned yet: fingerprints are not known")
+    for fault in fit.faults(config, folder=None if missing else places["train"].folder):
+        print("# it would be refused: " + fault.replace("\n", "\n# "))
+
+
+def refuse_unfit(config: Config) -> None:
+    """Raise `UserError` for a training that is still to do and needs more than the cluster has, as far as is known."""
+    from cathpc import store
+    from cathpc.train import fit
+
+    place = store.places(config)["train"]
+    if not place.fresh() and (faults := fit.faults(config, folder=place.folder)):
+        raise UserError("the training cannot run on this cluster:\n  " + "\n  ".join(faults))
+
+
+def refuse_lost_steps(config: Config) -> None:
+    """Raise `UserError` for a training that would begin anew beside one that another number of ranks left unfinished;
+    one that somebody works on, or that is queued, is another run's."""
+    from cathpc import lease, store
+    from cathpc.dispatch import jobs, slurm
+    from cathpc.train import worlds
+
+    def busy(folder: Path) -> bool:
+        record = jobs.read(folder)
+        if record and slurm.live_jobs(config.cluster, lambda job: record.has(id=job.base, name=job.name)):
+            return True
+        return lease.holder(folder, job_state=slurm.job_state) is not None
+
+    worlds.refuse(store.places(config)["train"], config.train, busy=busy)
 
 
 def refuse_unpinned(config: Config) -> None:

@@ -103,6 +103,7 @@ def _what(found: StageStatus) -> str:
     if found.state == "running" and "step" in training:
         parts = [f"step {training['step']:,}" + (f" of {training['steps']:,}" if "steps" in training else "")]
         parts.append(f"loss {training['loss']:.3f}, {training['tokens_per_s']:,.0f} tokens/s")
+        parts += [f"MFU {training['mfu']:.0%}"] if "mfu" in training else []
         if training.get("left_s"):
             parts.append(f"{duration(training['left_s'])} left")
     if found.state not in ("done", "waiting") and training.get("last_checkpoint"):

@@ -114,3 +114,5 @@ class PackConfig:
     """Train on at most this many tokens an epoch; which records stay is decided by a hash of their ids."""
     eval_share: float = 0.05
     """Share of the records, by a hash of their prompts, kept out of training for the held-out loss."""
+    workers: int = speed(0)
+    """Processes that turn text into tokens; 0 is the job's number of cores."""

@@ -2,20 +2,25 @@
 
 In: `carded.parquet` (RECORD_SCHEMA) and the base model's template. Out: `train/` and `eval/`, each with
 `input_ids.npy` int32, `labels.npy` int32 (-100: no label) and `segment_ids.npy` int16 (1.. within a row, 0: padding) of
-shape [bins, seq_len], and `segments.parquet` (which record lies where); `pack.json` (counts, efficiency, digests);
-`aside.jsonl` (records that cannot be trained on, with the reason). Disk grows with tokens; memory grows with records
-(16 bytes each and their ids), not with tokens: encoded text waits in a flat file until its place is known.
+shape [bins, seq_len], `counts.npy` int32 [bins, 3] (COUNTS of each row) and `segments.parquet` (which record lies
+where); `pack.json` (counts, efficiency, digests); `aside.jsonl` (records that cannot be trained on, with the reason).
 
-Records are placed by best-fit decreasing (Johnson 1973): the longest first, each into the fullest row that has room.
+Records are placed by best-fit decreasing, see `cathpc.data.bins`. Memory grows with records, some 100 bytes each, not
+with tokens: these wait in flat files until their place is known and are put there a block of rows at a time. Disk: 10
+bytes a token, while it runs 4 more.
 """
 
 from __future__ import annotations
 
-import bisect
 import hashlib
+import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +29,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cathpc import progress
+from cathpc.data import ragged
+from cathpc.data.bins import best_fit_decreasing
+from cathpc.data.encode import RECORD, SPLITS, encoded
 from cathpc.errors import UserError
-from cathpc.models.weights import write_json
-from cathpc.record import Message, heldout, unit_hash
+from cathpc.store import file_hash, write_json
 
 if TYPE_CHECKING:
     from cathpc.config import Config
 
 NO_LABEL = -100
-SPLITS = ("train", "eval")
 ARRAYS = {"input_ids": np.int32, "labels": np.int32, "segment_ids": np.int16}
-EVAL_SEED = 1
-BUDGET_SEED = 2  # another split than the scoring models' own held-out prompts, so that the two are independent
+COUNTS = ("records", "tokens", "supervised")
+"""Columns of `counts.npy`; supervised tokens are those with a label."""
+GROUP_TOKENS = 2**28
+"""Tokens that lie together in the file from which rows are filled; it is mapped, 4 bytes each."""
+BLOCK_TOKENS = 2**21
+"""Tokens that are put in place at once; about 30 bytes each."""
 
 SEGMENT_SCHEMA = pa.schema(
     [
@@ -48,221 +58,235 @@ SEGMENT_SCHEMA = pa.schema(
 )
 
 
-def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of indices into `lengths`, each bin's lengths summing to `capacity` at most.
-
-    Deterministic: ties go by index. O(n log capacity): bins are kept by the room that is left in them.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    bins: list[list[int]] = []
-    by_room: dict[int, list[int]] = {}
-    rooms: list[int] = []  # sorted; the rooms that some bin has
-    for i in order:
-        length = lengths[i]
-        assert 0 < length <= capacity, f"length {length} of item {i} is not in 1..{capacity}"
-        at = bisect.bisect_left(rooms, length)
-        if at == len(rooms):
-            chosen, room = len(bins), capacity
-            bins.append([])
-        else:
-            room = rooms[at]
-            chosen = by_room[room].pop()
-            if not by_room[room]:
-                del by_room[room], rooms[at]
-        bins[chosen].append(i)
-        left = room - length
-        if left:
-            if left not in by_room:
-                by_room[left] = []
-                bisect.insort(rooms, left)
-            by_room[left].append(chosen)
-    return bins
-
-
 def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Pack the records of `cards` for the model of `base`; raises UserError when nothing is left to train on."""
     from cathpc.models.template import Template
 
-    template = Template.load(inputs["base"] / "model")
-    seq_len = config.pack.seq_len
+    settings = config.pack
     source = inputs["cards"] / "carded.parquet"
-    flats = {split: _Flat(out / f".{split}") for split in SPLITS}
-    reasons: dict[str, int] = {}
-    records = pq.ParquetFile(source).metadata.num_rows
-    with (out / ".aside.jsonl").open("w", encoding="utf-8") as aside:
-        for done, (record_id, messages) in enumerate(_records(source), 1):
-            ids, supervised = template.encode(messages)
-            reason = _unusable(ids, supervised, seq_len)
-            if reason:
-                row = {"id": record_id, "reason": reason, "tokens": len(ids), "seq_len": seq_len}
-                aside.write(json.dumps(row) + "\n")
-                reasons[reason] = reasons.get(reason, 0) + 1
-            else:
-                split = "eval" if heldout(messages, config.pack.eval_share, seed=EVAL_SEED) else "train"
-                flats[split].add(record_id, ids, supervised)
-            progress.report(out, done, records, "records")
-        aside.flush()
-        os.fsync(aside.fileno())
-    os.replace(out / ".aside.jsonl", out / "aside.jsonl")
-    if not flats["train"].ids:
-        for flat in flats.values():
-            flat.remove()
-        raise UserError(
-            f"{source}: none of its {records} records can be trained on with pack.seq_len={seq_len} and "
-            f"pack.eval_share={config.pack.eval_share} (set aside: {reasons or 'none'}, held out: "
-            f"{len(flats['eval'].ids)}). Raise pack.seq_len, lower pack.eval_share or keep more records in select."
-        )
-    chosen = {"train": _within(flats["train"], config.pack.max_tokens), "eval": list(range(len(flats["eval"].ids)))}
-    over = len(flats["train"].ids) - len(chosen["train"])
-    counts = {s: _write(out / s, flats[s], chosen[s], seq_len, template.pad_id) for s in SPLITS}
-    files = {f"{split}/{path.name}": _sha256(path) for split in SPLITS for path in sorted((out / split).iterdir())}
+    template = Template.load(inputs["base"] / "model")
+    total = pq.ParquetFile(source).metadata.num_rows
+    with _scratch(out) as scratch:
+        records, aside = _encode(config, source, template.folder, scratch, out)
+        if not len(records["train"]):
+            raise UserError(
+                f"{source}: none of its {total} records can be trained on with pack.seq_len={settings.seq_len} and "
+                f"pack.eval_share={settings.eval_share} (set aside: {aside or 'none'}, held out: "
+                f"{len(records['eval'])}). Raise pack.seq_len, lower pack.eval_share or keep more records in select."
+            )
+        chosen = {"train": within(records["train"], settings.max_tokens), "eval": np.arange(len(records["eval"]))}
+        ids = pq.read_table(source, columns=["id"])["id"].combine_chunks()
+        counts: dict[str, Any] = {}
+        files: dict[str, str] = {}
+        for split in SPLITS:
+            counts[split], digests = write(
+                scratch / f"{split}.flat",
+                records[split],
+                chosen[split],
+                ids,
+                settings.seq_len,
+                template.pad_id,
+                out / split,
+            )
+            files |= {f"{split}/{name}": digest for name, digest in sorted(digests.items())}
+    over = len(records["train"]) - len(chosen["train"])
+    identity = json.dumps([files, settings.seq_len, template.hash], sort_keys=True)
     summary: dict[str, Any] = {
-        "seq_len": seq_len,
+        "seq_len": settings.seq_len,
         "pad_id": template.pad_id,
         "template_hash": template.hash,
-        "records": records,
-        "aside": reasons,
+        "records": total,
+        "aside": aside,
         "over_budget": over,
         **counts,
         "files": files,
-        "digest": hashlib.sha256(json.dumps([files, seq_len, template.hash], sort_keys=True).encode()).hexdigest(),
+        "digest": hashlib.sha256(identity.encode()).hexdigest(),
     }
     write_json(out / "pack.json", summary)
     train = counts["train"]
     line = (
-        f"{train['records']:,} records in {train['bins']:,} rows of {seq_len:,} tokens, {train['efficiency']:.1%} full"
-        f"; {counts['eval']['records']:,} held out, {sum(reasons.values()):,} set aside"
+        f"{train['records']:,} records in {train['bins']:,} rows of {settings.seq_len:,} tokens, "
+        f"{train['efficiency']:.1%} full; {counts['eval']['records']:,} held out, {sum(aside.values()):,} set aside"
         + (f", {over:,} over pack.max_tokens" if over else "")
     )
     return {key: value for key, value in summary.items() if key != "files"} | {"line": line}
 
 
-def _unusable(ids: list[int], supervised: list[bool], seq_len: int) -> str:
-    """Why a conversation cannot be trained on; '' where it can. A row's first token is never predicted."""
-    if len(ids) > seq_len:
-        return "too_long"
-    if not any(supervised[1:]):
-        return "nothing_supervised"
-    return ""
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """An empty folder for what is not finished, gone at the end; one that a killed attempt left goes first."""
+    folder = out / ".pack"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
-def _records(source: Path) -> Iterator[tuple[str, list[Message]]]:
-    for batch in pq.ParquetFile(source).iter_batches(batch_size=256, columns=["id", "messages"]):
-        for row in batch.to_pylist():
-            yield row["id"], row["messages"]
+def _encode(
+    config: Config, source: Path, model: Path, scratch: Path, out: Path
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Write `<split>.flat` and `aside.jsonl`; the records by split and how many were set aside, by reason."""
+    settings = config.pack
+    workers = settings.workers or int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+    total = pq.ParquetFile(source).metadata.num_rows
+    parts: dict[str, list[np.ndarray]] = {split: [np.zeros(0, RECORD)] for split in SPLITS}
+    reasons: Counter[str] = Counter()
+    done = 0
+    with ExitStack() as files:
+        flat = {split: files.enter_context((scratch / f"{split}.flat").open("wb")) for split in SPLITS}
+        aside = files.enter_context((scratch / "aside.jsonl").open("w", encoding="utf-8"))
+        for batch in encoded(source, model, settings.seq_len, settings.eval_share, workers):
+            for split in SPLITS:
+                flat[split].write(batch.tokens[split].data)
+                parts[split].append(batch.records[split])
+                done += len(batch.records[split])
+            for row in batch.aside:
+                aside.write(json.dumps({**row, "seq_len": settings.seq_len}) + "\n")
+                reasons[row["reason"]] += 1
+            progress.report(out, done + reasons.total(), total, "records")
+    _commit(scratch / "aside.jsonl", out / "aside.jsonl")
+    return {split: np.concatenate(arrays) for split, arrays in parts.items()}, dict(reasons)
 
 
-class _Flat:
-    """Encoded records of one split in two flat files, of ids and of labels, until they are placed."""
+def within(records: np.ndarray, max_tokens: int | None) -> np.ndarray:
+    """Indices of the records to train on, ascending: all, or those that fit `max_tokens` in the order of their hash.
 
-    def __init__(self, path: Path) -> None:
-        self.paths = [path.with_name(f"{path.name}.{kind}.bin") for kind in ("ids", "labels")]
-        self.files = [p.open("wb") for p in self.paths]
-        self.ids: list[str] = []
-        self.lengths: list[int] = []
-        self.supervised: list[int] = []
-
-    def add(self, record_id: str, ids: list[int], supervised: list[bool]) -> None:
-        tokens = np.array(ids, dtype=np.int32)
-        labels = np.where(np.array(supervised, dtype=bool), tokens, NO_LABEL).astype(np.int32)
-        labels[0] = NO_LABEL  # nothing in its own segment precedes it
-        self.files[0].write(tokens.tobytes())
-        self.files[1].write(labels.tobytes())
-        self.ids.append(record_id)
-        self.lengths.append(len(ids))
-        self.supervised.append(int((labels != NO_LABEL).sum()))
-
-    def close(self) -> None:
-        """No more records."""
-        for file in self.files:
-            file.close()
-
-    def arrays(self) -> list[np.ndarray]:
-        """Ids and labels of all records, flat, mapped from disk."""
-        self.close()
-        if not self.ids:
-            return [np.zeros(0, np.int32), np.zeros(0, np.int32)]
-        return [np.memmap(p, dtype=np.int32, mode="r") for p in self.paths]
-
-    def remove(self) -> None:
-        """Delete the flat files."""
-        self.close()
-        for path in self.paths:
-            path.unlink(missing_ok=True)
-
-
-def _within(flat: _Flat, max_tokens: int | None) -> list[int]:
-    """Indices of the records to train on: all, or those that fit `max_tokens` in the order of a hash of their ids."""
+    The first one stays in any case.
+    """
     if max_tokens is None:
-        return list(range(len(flat.ids)))
-    taken: list[int] = []
-    total = 0
-    for i in sorted(range(len(flat.ids)), key=lambda i: unit_hash(flat.ids[i], BUDGET_SEED)):
-        if taken and total + flat.lengths[i] > max_tokens:
-            break
-        taken.append(i)
-        total += flat.lengths[i]
-    return sorted(taken)
+        return np.arange(len(records))
+    order = np.argsort(records["hash"], kind="stable")
+    fit = np.searchsorted(np.cumsum(records["tokens"][order], dtype=np.int64), max_tokens, "right")
+    return np.sort(order[: max(1, int(fit))])
 
 
-def _write(folder: Path, flat: _Flat, chosen: list[int], seq_len: int, pad_id: int) -> dict[str, Any]:
-    """Place one split's chosen records, write its arrays and `segments.parquet`; its counts."""
+def write(
+    flat: Path, records: np.ndarray, chosen: np.ndarray, ids: pa.Array, seq_len: int, pad_id: int, folder: Path
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Write the split `folder`; its counts and the digests of its files.
+
+    `records`: RECORD [records], of all whose tokens lie in `flat`, in order; `chosen`: indices of those to place,
+    ascending; `ids`: of all rows of the source. What is not finished lies beside `flat`, which may be rewritten.
+    """
+    order, starts = best_fit_decreasing(records["tokens"][chosen], seq_len)
+    members, bins = chosen[order], len(starts) - 1
     folder.mkdir(exist_ok=True)
-    ids, labels = flat.arrays()
-    lengths = [flat.lengths[i] for i in chosen]
-    bins = [[chosen[k] for k in members] for members in best_fit_decreasing(lengths, seq_len)]
-    shape = (len(bins), seq_len)
-    temporary = {name: folder / f".{name}.npy" for name in ARRAYS}
-    arrays: dict[str, np.ndarray]
-    if bins:
-        arrays = {
-            name: np.lib.format.open_memmap(temporary[name], mode="w+", dtype=dtype, shape=shape)
-            for name, dtype in ARRAYS.items()
+    totals = np.zeros(len(COUNTS), np.int64)
+    digests: dict[str, str] = {}
+    table = flat.with_name("segments.parquet")
+    with ExitStack() as files:
+        append = {
+            name: files.enter_context(_npy(folder / f"{name}.npy", dtype, (bins, width), flat.parent, digests))
+            for name, dtype, width in (*((n, d, seq_len) for n, d in ARRAYS.items()), ("counts", np.int32, len(COUNTS)))
         }
-    else:  # an empty file cannot be mapped
-        arrays = {name: np.zeros(shape, dtype) for name, dtype in ARRAYS.items()}
-        for name, array in arrays.items():
-            np.save(temporary[name], array)
-    starts = np.concatenate([[0], np.cumsum(flat.lengths, dtype=np.int64)])
-    rows: dict[str, list[Any]] = {name: [] for name in SEGMENT_SCHEMA.names}
-    for row, members in enumerate(bins):
-        at = 0
-        arrays["input_ids"][row] = pad_id
-        arrays["labels"][row] = NO_LABEL
-        arrays["segment_ids"][row] = 0
-        for segment, i in enumerate(members, 1):
-            length = flat.lengths[i]
-            here, there = slice(at, at + length), slice(int(starts[i]), int(starts[i + 1]))
-            arrays["input_ids"][row, here] = ids[there]
-            arrays["labels"][row, here] = labels[there]
-            arrays["segment_ids"][row, here] = segment
-            at += length
-            values = (row, segment, flat.ids[i], length, flat.supervised[i])
-            for name, value in zip(SEGMENT_SCHEMA.names, values, strict=True):
-                rows[name].append(value)
-    for name, array in arrays.items():
-        if isinstance(array, np.memmap):
-            array.flush()
-        _commit(temporary[name], folder / f"{name}.npy")
-    pq.write_table(pa.table(rows, schema=SEGMENT_SCHEMA), folder / ".segments.parquet")
-    _commit(folder / ".segments.parquet", folder / "segments.parquet")
-    flat.remove()
-    tokens = sum(lengths)
-    return {
-        "records": len(chosen),
-        "bins": len(bins),
-        "tokens": tokens,
-        "supervised": sum(flat.supervised[i] for i in chosen),
-        "efficiency": tokens / (len(bins) * seq_len) if bins else 0.0,
+        segments = files.enter_context(pq.ParquetWriter(table, SEGMENT_SCHEMA))
+        threads = files.enter_context(ThreadPoolExecutor(len(append)))  # one block is written while the next is filled
+        writes: list[Future[None]] = []
+        for low, bounds, tokens in _by_row(flat, records["tokens"], members, starts, seq_len):
+            high, sizes = low + len(bounds) - 1, np.diff(bounds)
+            here = records[members[bounds[0] : bounds[-1]]]
+            segment = np.arange(bounds[0], bounds[-1]) - np.repeat(bounds[:-1], sizes) + 1
+            sums = [np.add.reduceat(here[name], bounds[:-1] - bounds[0]) for name in COUNTS[1:]]
+            counts = np.stack([sizes, *sums], axis=1).astype(np.int32)
+            totals += counts.sum(axis=0)
+            filled = arrays(tokens, here["tokens"], segment, seq_len, pad_id)
+            for written in writes:
+                written.result()
+            writes = [threads.submit(append[name], rows) for name, rows in {**filled, "counts": counts}.items()]
+            columns = {
+                "bin": np.repeat(np.arange(low, high, dtype=np.int32), sizes),
+                "segment": segment.astype(np.int16),
+                "id": ids.take(pa.array(here["row"])),
+                "tokens": here["tokens"],
+                "supervised": here["supervised"],
+            }
+            segments.write_table(pa.table(columns, schema=SEGMENT_SCHEMA))
+            progress.report(folder.parent, high, bins, "rows", note=folder.name)
+        for written in writes:
+            written.result()
+    _commit(table, folder / table.name)
+    digests[table.name] = file_hash(folder / table.name)
+    found = dict(zip(COUNTS, totals.tolist(), strict=True))
+    return {**found, "bins": bins, "efficiency": found["tokens"] / (bins * seq_len) if bins else 0.0}, digests
+
+
+def _by_row(
+    flat: Path, lengths: np.ndarray, members: np.ndarray, starts: np.ndarray, seq_len: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """A block of rows at a time: its first row, its part of `starts`, and its tokens in the order of the rows.
+
+    `lengths` [records]: of all in `flat`; `members` and `starts`: the records by row. Where `flat` holds more than
+    memory may, its records are brought together by groups of rows first: else each would be a read of its own.
+    """
+    bins = len(starts) - 1
+    group_rows, block_rows = (max(1, tokens // seq_len) for tokens in (GROUP_TOKENS, BLOCK_TOKENS))
+    if bins > group_rows or len(members) < len(lengths):
+        groups = np.full(len(lengths), -1, np.int32)
+        groups[members] = np.repeat(np.arange(bins, dtype=np.int32), np.diff(starts)) // group_rows
+        ragged.group(flat, flat.with_name("grouped"), lengths, groups)
+        flat.with_name("grouped").rename(flat)
+    at = 0
+    for first in range(0, bins, group_rows):
+        bounds = starts[first : first + group_rows + 1]
+        present, order = np.unique(members[bounds[0] : bounds[-1]], return_inverse=True)  # as they lie in the file
+        size = int(lengths[present].sum())
+        tokens = np.memmap(flat, np.int32, "r", offset=at * 4, shape=(size,))
+        at += size
+        column = ragged.column(tokens, lengths[present])
+        for low in range(0, len(bounds) - 1, block_rows):
+            block = bounds[low : low + block_rows + 1]
+            yield first + low, block, ragged.take(column, order[block[0] - bounds[0] : block[-1] - bounds[0]])
+
+
+def arrays(
+    tokens: np.ndarray, lengths: np.ndarray, segment: np.ndarray, seq_len: int, pad_id: int
+) -> dict[str, np.ndarray]:
+    """ARRAYS [rows, seq_len] of records in the order in which they lie.
+
+    `tokens`: int32, those of all records, one without a label as ~id; `lengths` and `segment` [records]: how many
+    they are and the place in the row, from 1 on.
+    """
+    row = np.cumsum(segment == 1) - 1
+    full = np.bincount(row, weights=lengths).astype(np.int64)
+    used = np.arange(seq_len) < full[:, None]
+    filled = {
+        "input_ids": (pad_id, np.where(tokens < 0, ~tokens, tokens)),
+        "labels": (NO_LABEL, np.where(tokens < 0, NO_LABEL, tokens)),
+        "segment_ids": (0, np.repeat(segment.astype(np.int16), lengths)),
     }
+    found = {}
+    for name, (filler, values) in filled.items():
+        found[name] = np.full(used.shape, filler, ARRAYS[name])
+        found[name][used] = values
+    return found
+
+
+@contextmanager
+def _npy(
+    path: Path, dtype: Any, shape: tuple[int, int], scratch: Path, digests: dict[str, str]
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that appends rows to a new array file of `shape`; at the end it is in place and its SHA-256 noted."""
+    digest = hashlib.sha256()
+    temporary = scratch / path.name
+    with temporary.open("wb") as file:
+
+        def append(data: Any) -> None:
+            file.write(data)
+            digest.update(data)
+
+        header = io.BytesIO()
+        about = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, about)
+        append(header.getvalue())
+        yield lambda rows: append(rows.reshape(-1).data)
+    _commit(temporary, path)
+    digests[path.name] = digest.hexdigest()
 
 
 def _commit(temporary: Path, final: Path) -> None:
+    """Put a written file in its place when it is on the disk."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, final)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

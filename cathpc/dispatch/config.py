@@ -83,7 +83,13 @@ class ClusterConfig:
     gpus_per_node: int = speed(0)
     """GPUs of a node; 0 trains on CPUs."""
     gpu_memory_gb: float = speed(0.0)
-    """Memory of one GPU, in units of 10^9 bytes."""
+    """Memory of one GPU, in units of 10^9 bytes; 0 is not known, and nothing is refused for want of it."""
+    gpu_tflops: float = speed(0.0)
+    """Peak of one GPU in dense bfloat16, in 10^12 operations a second, for `plan` (A100: 312, H100 and H200: 989); 0 is
+    not known."""
+    disk_gbs: float = speed(2.0)
+    """What all ranks together write to the store's disk, in 10^9 bytes/s: `plan` and the warning before a limit reckon
+    with it until a save was measured."""
     timeout_min: int = speed(14 * 24 * 60)
     """Wall-clock limit of one training job, in minutes; training goes on in the next one."""
 

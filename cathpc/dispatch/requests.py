@@ -17,6 +17,7 @@ from cathpc.config import Config, as_plain
 from cathpc.dispatch import jobs
 from cathpc.dispatch.config import JobConfig, Requeue
 from cathpc.dispatch.script import Request
+from cathpc.models.shape import parameters
 from cathpc.pipeline import Place, Stage
 from cathpc.progress import duration
 from cathpc.store import Place as Folder
@@ -43,8 +44,10 @@ def shape(stage: Stage, config: Config) -> Shape:
     """What the stage's job takes: its own entry in `cluster.stages` first, then its kind's."""
     cluster, train = config.cluster, config.train
     own = cluster.stages.get(stage.name, JobConfig())
-    gpus = {Place.ranks: min(cluster.gpus_per_node, train.ranks_per_node), Place.accelerator: 1}.get(stage.place, 0)
-    gpus = own.gpus or (gpus if cluster.gpus_per_node else 0)
+    weights = _weights(stage, config)
+    fitting = max(1, math.ceil(weights / (cluster.gpu_memory_gb * 1e9))) if cluster.gpu_memory_gb else 1
+    gpus = {Place.ranks: train.ranks_per_node, Place.accelerator: fitting}.get(stage.place, 0)
+    gpus = own.gpus or min(gpus, cluster.gpus_per_node)
     if stage.name == "cards" and not config.cards.model:
         gpus = 0  # nothing is written by a model
     partition = cluster.partition if gpus or stage.place is Place.ranks else cluster.cpu_partition
@@ -67,8 +70,14 @@ def shape(stage: Stage, config: Config) -> Shape:
         1,
         own.cpus or max(1, int(cluster.cpus * stage.share)),
         gpus,
-        own.mem_gb or cluster.cpu_mem_gb,
+        own.mem_gb or max(cluster.cpu_mem_gb, float(math.ceil(weights / 1e9))),
     )
+
+
+def _weights(stage: Stage, config: Config) -> float:
+    """Bytes of the model that the stage holds in bfloat16, and 15% for its activations; 0 where that is not known."""
+    model = config.model
+    return 1.15 * 2 * parameters(model.shape) if stage.name == "evaluate" and model.shape.of == model.base else 0.0
 
 
 def words(stage: Stage, config: Config, width: int | None = None) -> str:

@@ -110,13 +110,14 @@ def job_table(title: str, rows: list[Row]) -> Table:
     return table
 
 
-def stage_table(title: str, states: dict[str, tuple[str, str]]) -> Table:
-    """A table of all stages; `states` maps a stage to its state and a remark."""
+def stage_table(title: str, states: dict[str, tuple[str, str]], times: dict[str, str]) -> Table:
+    """A table of all stages; `states` maps a stage to its state and a remark, `times` to how long it takes."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("stage")
     table.add_column("state")
+    table.add_column("time")
     table.add_column("what", overflow="fold")
     for stage in STAGES:
         state, remark = states.get(stage.name, ("", ""))
-        table.add_row(stage.name, state, remark or stage.does)
+        table.add_row(stage.name, state, times.get(stage.name, ""), remark or stage.does)
     return table

@@ -197,6 +197,7 @@ def training(folder: Path) -> dict[str, Any]:
             "step": last["global_step"],
             "loss": last["loss"],
             "tokens_per_s": last["tokens_per_s"],
+            **({"mfu": last["mfu"]} if "mfu" in last else {}),
             "attempts": last["attempt"],
         }
         if report and report["unit"] == "steps":

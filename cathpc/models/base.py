@@ -1,7 +1,8 @@
 """Stage `base`: the model to fine-tune, checked, with its control tokens.
 
 In: the sections `model` and `paths`. Out: `model/`, a Hugging Face folder with `template.json`, made of hard links to
-the cached one where the disk allows. Time: the first preparation (download, conversion); linking costs nothing.
+the cached one where the disk allows; the summary says of each control token's rows what they were and what they are.
+Time: the first preparation (download, conversion); linking costs nothing.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cathpc.models import weights
+from cathpc.models import shape, surgery, weights
 from cathpc.models.source import identity, prepare
-from cathpc.models.template import Template
+from cathpc.models.template import MARKERS, Template
 
 if TYPE_CHECKING:
     from cathpc.config import Config
@@ -23,6 +24,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     rows."""
     cache = Path(config.paths.cache)
     prepared = prepare(config.model.base, config.model.template, cache)
+    shape.check(config.model, prepared / "config.json")
     model = out / "model"
     if model.exists():
         shutil.rmtree(model)  # of an attempt that was killed
@@ -33,14 +35,17 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     stored = weights.tensors(model)
     count = weights.parameters(model)
     rows = template.facts["rows"]
+    new = list(dict.fromkeys(t["token"] for table in rows for t in table["tokens"] if t["initialised"]))
+    line = f"{config.model.base}: {count:,} parameters, template {template.facts['name']} {template.hash[:8]}"
     return {
-        "line": f"{config.model.base}: {count:,} parameters, template {template.facts['name']} {template.hash[:8]}",
+        "line": line + (f", new rows for {' '.join(new)}" if new else ""),
         "model": config.model.base,
         "identity": identity(config.model.base, cache=cache / "model-digests.json"),
         "parameters": count,
         "bytes": sum(f.stat().st_size for f in weights.files(model)),
         "dtypes": sorted({t.dtype for t in stored.values()}),
-        "template": {k: template.facts[k] for k in ("name", "bos", "start", "stop", "pad", "hash")},
+        "template": {k: template.facts[k] for k in ("name", *MARKERS, "others", "opening", "hash")},
         "rows": rows,
-        "initialised": [t["token"] for t in rows[0]["tokens"] if t["initialised"]],
+        "norms": surgery.words(rows),
+        "initialised": new,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from cathpc.models.shape import ShapeConfig
 from cathpc.schema import speed
 
 
@@ -15,12 +16,23 @@ class Dtype(Enum):
     bfloat16 = "bfloat16"
 
 
+class TemplateName(Enum):
+    """The chat template."""
+
+    chatml = "chatml"
+    """<|im_start|>role, newline, content<|im_end|>, newline; with a BOS at the very start."""
+    llama3 = "llama3"
+    """Llama-3's native one: <|start_header_id|>role<|end_header_id|>, two newlines, content<|eot_id|>."""
+    own = "own"
+    """The one that the model's tokenizer brings."""
+
+
 @dataclass
 class TemplateConfig:
     """How conversations become tokens."""
 
-    name: str = "chatml"
-    """'chatml' (with a BOS at position 0)."""
+    name: TemplateName = TemplateName.chatml
+    """'chatml', 'llama3' or 'own'; each with one BOS, at position 0."""
     bos: str = ""
     """Token that starts every conversation; '' is the tokenizer's own BOS."""
     pad: str = ""
@@ -37,6 +49,8 @@ class ModelConfig:
     """A Hub id ('meta-llama/Meta-Llama-3-70B'), a folder ('./llama', '/models/llama'), 'package:NAME' (a Python
     package that carries a model) or 'random:llama' (a tiny model with random weights, for tests)."""
     template: TemplateConfig = field(default_factory=TemplateConfig)
+    shape: ShapeConfig = speed(factory=ShapeConfig)
+    """Its dimensions, for `plan` where the model is not at hand; stage `base` compares them with the model's."""
 
 
 @dataclass

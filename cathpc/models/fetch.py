@@ -20,23 +20,25 @@ def is_hub_id(model: str) -> bool:
     return ":" not in model and model[0] not in "./~"
 
 
+def used(config: Config) -> list[tuple[str, str, TemplateConfig | None]]:
+    """Key, name and template of each model that an experiment uses; no template for one that does not chat."""
+    models: tuple[tuple[str, str, TemplateConfig | None], ...] = (
+        ("model.base", config.model.base, config.model.template),
+        ("gpt.base", config.gpt.base, config.gpt.template),
+        ("refusal.base", config.refusal.base, None),
+        ("cards.model", config.cards.model, config.cards.template),
+    )
+    return [(key, name, template) for key, name, template in models if name]
+
+
 def missing(config: Config) -> list[tuple[str, TemplateConfig | None]]:
     """Name and template of each model of the Hub that is not ready in the cache."""
-    used = [
-        (name, template)
-        for name, template in (
-            (config.model.base, config.model.template),
-            (config.gpt.base, config.gpt.template),
-            (config.refusal.base, None),
-            (config.cards.model, config.cards.template),
-        )
-        if name and is_hub_id(name)
-    ]
-    if not used:
+    hub = [(name, template) for _, name, template in used(config) if is_hub_id(name)]
+    if not hub:
         return []
     from cathpc.models import source
 
-    return [(name, template) for name, template in used if not source.ready(name, template, Path(config.paths.cache))]
+    return [(name, template) for name, template in hub if not source.ready(name, template, Path(config.paths.cache))]
 
 
 def fetch(config: Config, note: Callable[[str], None] = print) -> None:

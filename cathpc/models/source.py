@@ -18,16 +18,16 @@ import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cathpc import schema
 from cathpc.errors import TryAgainError, UserError
 from cathpc.models import weights
 from cathpc.models.config import TemplateConfig
 
-VERSION = 1
+VERSION = 2
 """Raised when the same model would be prepared in another way."""
 RANDOM = ("llama", "bert")
 _HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -79,15 +79,14 @@ def prepare(name: str, template: TemplateConfig | None, cache: Path) -> Path:
     """Folder of the ready model called `name`: safetensors, config, tokenizer and, with a `template`, its control
     tokens.
 
-    With a template the folder has `template.json` and has passed `cathpc.models.template.check_contract`; without one
+    With a template the folder has `template.json` and has passed `cathpc.models.contract.check_contract`; without one
     (encoders) it has the model as it is. Several processes may ask for one model: one makes it, the others wait or lose
     the rename. Raises `UserError` for a missing package, folder or pin, refused weights or a template that does not
     fit, and `TryAgainError` where the Hub cannot be reached.
     """
     cache = cache.absolute()
     known = identity(name, cache=cache / "model-digests.json")
-    bare = {"model": known}
-    key = bare if template is None else {**bare, "template": asdict(template)}
+    bare, key = _key(known, None), _key(known, template)
     if (ready := _place(cache, key)).is_dir():
         return ready
     kind, value = _parse(name)
@@ -117,13 +116,45 @@ def prepare(name: str, template: TemplateConfig | None, cache: Path) -> Path:
 def ready(name: str, template: TemplateConfig | None, cache: Path) -> bool:
     """Whether `prepare` would find the model in the cache, and so need neither time nor a network."""
     cache = cache.absolute()
-    known = {"model": identity(name, cache=cache / "model-digests.json")}
-    return _place(cache, known if template is None else {**known, "template": asdict(template)}).is_dir()
+    return _place(cache, _key(identity(name, cache=cache / "model-digests.json"), template)).is_dir()
+
+
+def tokenizer_at_hand(name: str, cache: Path) -> Path | None:
+    """The folder with the tokenizer and the config of the model called `name`, as it came, where this machine has it.
+
+    Nothing is downloaded or converted, so None may only mean that the stage which prepares the model comes first.
+    """
+    config = at_hand(name, None, cache)
+    needed = ("tokenizer.json", "tokenizer_config.json")
+    return config.parent if config and all((config.parent / file).is_file() for file in needed) else None
+
+
+def at_hand(name: str, template: TemplateConfig | None, cache: Path) -> Path | None:
+    """The `config.json` of a model that is on this machine already, prepared or as it came; None elsewhere.
+
+    Neither a network nor the weights are touched: only a folder's GGUF file is hashed, whose header holds no JSON.
+    """
+    cache = cache.absolute()
+    kind, value = _parse(name)
+    if kind == "folder" and (own := Path(value).expanduser() / "config.json").is_file():
+        return own
+    try:
+        known = identity(name, cache=cache / "model-digests.json")
+    except UserError:  # not pinned, not installed or not there
+        return None
+    folders = [_place(cache, _key(known, which)) for which in (template, None)]
+    if kind == "package":
+        folders.append(_package(value))
+    if kind == "hub":
+        home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+        hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+        folders.append(hub / f"models--{value.replace('/', '--')}" / "snapshots" / known["commit"])
+    return next((f for folder in folders if (f := folder / "config.json").is_file()), None)
 
 
 def _adopt(raw: Path, link: bool, target: Path) -> None:
     """Copy a model folder without a template: what is needed to load it, and no code."""
-    from cathpc.models.surgery import clean_config
+    from cathpc.models.tokens import clean_config
 
     target.mkdir(parents=True)
     weights.tensors(raw)
@@ -140,8 +171,8 @@ def _adopt(raw: Path, link: bool, target: Path) -> None:
 
 def _fit(raw: Path, template: TemplateConfig, link: bool, target: Path) -> None:
     """Token surgery, then the proof that it worked."""
+    from cathpc.models.contract import check_contract
     from cathpc.models.surgery import operate
-    from cathpc.models.template import check_contract
 
     weights.tensors(raw)
     operate(raw, target, template, link=link)
@@ -257,6 +288,11 @@ def _download(hub_id: str, commit: str) -> Path:
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
+
+
+def _key(known: dict[str, Any], template: TemplateConfig | None) -> dict[str, Any]:
+    """What tells one prepared folder from another: the model's identity and the template that it was given."""
+    return {"model": known} if template is None else {"model": known, "template": schema.identity(template)}
 
 
 def _place(cache: Path, key: dict[str, Any]) -> Path:

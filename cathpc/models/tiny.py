@@ -1,8 +1,9 @@
 """Tiny models with random weights, for tests and the smoke experiment: every stage runs on them in seconds.
 
 In goes a kind, out comes a model folder; the bytes depend on nothing but this file and the libraries' versions. `llama`
-has Llama-3's shape in small: byte-level BPE with its split, special tokens behind the vocabulary, a post-processor that
-adds a BOS, an output layer of its own, reserved tokens with untrained rows. `bert` is a BERT encoder with WordPiece.
+has Llama-3's shape in small: byte-level BPE with its split, its special tokens behind the vocabulary, a post-processor
+that adds a BOS, an output layer of its own, untrained rows for reserved tokens and those of chat. `bert` is a BERT
+encoder with WordPiece.
 """
 
 from __future__ import annotations
@@ -18,12 +19,22 @@ if TYPE_CHECKING:
 
 VOCABULARY = 1000
 """Ordinary tokens of random:llama."""
-RESERVED = 8
+SPECIAL = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    *(f"<|reserved_special_token_{i}|>" for i in range(4)),
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|reserved_special_token_4|>",
+    "<|eot_id|>",
+    *(f"<|reserved_special_token_{i}|>" for i in range(5, 11)),
+)
+"""Its special tokens, in the order of Llama-3's 256; the base's pretraining saw the first two alone."""
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_UNTRAINED = 1e-3  # factor on rows of reserved tokens, which a real base never trained
+_UNTRAINED = 1e-3  # factor on rows of tokens that a real base never trained
 
 TEXT = """
 The system message says who you are and how you answer. A user asks a question; the assistant reads it, thinks about it
@@ -83,9 +94,9 @@ def _llama(folder: Path) -> None:
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    tokenizer, special = _llama_tokenizer()
+    tokenizer = _llama_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
-    bos, end = special[0], special[1]
+    bos, end = SPECIAL[:2]
     write_json(
         folder / "tokenizer_config.json",
         {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": end, "model_max_length": 2048},
@@ -107,16 +118,16 @@ def _llama(folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
-    reserved = [tokenizer.token_to_id(token) for token in special[2:]]
+    untrained = [tokenizer.token_to_id(token) for token in SPECIAL[2:]]
     with torch.no_grad():
-        model.model.embed_tokens.weight[reserved] *= _UNTRAINED
-        model.lm_head.weight[reserved] *= _UNTRAINED
+        model.model.embed_tokens.weight[untrained] *= _UNTRAINED
+        model.lm_head.weight[untrained] *= _UNTRAINED
     ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     model.generation_config = GenerationConfig.from_dict(ends)
     model.save_pretrained(folder)
 
 
-def _llama_tokenizer() -> tuple[Tokenizer, list[str]]:
+def _llama_tokenizer() -> Tokenizer:
     """Byte-level BPE of `TEXT` and its special tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -135,13 +146,12 @@ def _llama_tokenizer() -> tuple[Tokenizer, list[str]]:
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXT.splitlines(), trainer)
-    special = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{i}|>" for i in range(RESERVED))]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    bos = special[0]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    bos = SPECIAL[0]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )
-    return tokenizer, special
+    return tokenizer
 
 
 def _bert(folder: Path) -> None:

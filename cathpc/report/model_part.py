@@ -16,7 +16,7 @@ from cathpc.record import unit_hash
 from cathpc.report.figures import Picture, fidelity_rows
 from cathpc.report.gather import SAMPLE_SEED, Facts
 from cathpc.report.html import percent, words
-from cathpc.report.tables import first_user, is_number, label, table
+from cathpc.report.tables import Table, first_user, is_number, label, table
 
 METHODS = (
     (
@@ -50,10 +50,29 @@ def training(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
         "text": text,
         "figures": [key for key in pictures if key.startswith("train-")],
         "tables": [
+            control_tokens(facts.summary("base")),
             table("Training in figures", ["", "value"], [[label(k), v] for k, v in figures.items()]),
             table("Where the time of training went (rank 0)", ["phase", "time"], phases),
         ],
     }
+
+
+def control_tokens(base: dict[str, Any]) -> Table:
+    """The rows of the chat template's control tokens: as the base model had them, and as training begins."""
+    rows = [
+        [
+            token["token"],
+            str(token["id"]),
+            stored["tensor"],
+            token["norm_before"],
+            token["norm"],
+            stored["trained_norm_median"],
+        ]
+        for stored in base["rows"]
+        for token in stored["tokens"]
+    ]
+    head = ["token", "id", "table", "norm in the base", "norm at the start", "median of trained rows"]
+    return table(f"Control tokens of the template {base['template']['name']}", head, rows)
 
 
 def fidelity(facts: Facts) -> dict[str, Any]:

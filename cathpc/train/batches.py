@@ -1,22 +1,22 @@
-"""Which packed rows a rank feeds in which step, and the tensors that the model takes.
+"""Which packed rows a rank feeds in which step.
 
-In: a folder that `pack` wrote. Out: for a global step the rows of every rank, and for a micro-batch its tensors. The
-order is a pure function of seed and epoch and the position is the global step, so nothing about it is ever saved. Rows
-are mapped from disk; memory grows with the number of rows (16 bytes each), not with their tokens, and with the square
-of the sequence length for the attention mask of a micro-batch.
+In: a folder that `pack` wrote. Out: for a global step the rows of every rank. The order is a pure function of seed and
+epoch and the position is the global step, so nothing about it is ever saved. Rows are mapped from disk; memory grows
+with the number of rows (24 bytes each; 10 million records of 400 tokens are half a million rows of 8,192), not with
+their tokens.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 
-from cathpc.data.pack import NO_LABEL
-from cathpc.record import unit_hash
+from cathpc.data.pack import ARRAYS, COUNTS
 
 EMPTY = -1  # in place of a row's number: a row of padding that fills up a short batch
 
@@ -45,23 +45,26 @@ class Packed:
 
 def load(folder: Path, pad_id: int) -> Packed:
     """The split in `folder`; an empty split has empty arrays."""
-    arrays = {}
-    for name in ("input_ids", "labels", "segment_ids"):
-        path = folder / f"{name}.npy"
-        arrays[name] = np.load(path, mmap_mode="r")
-    segments = pq.read_table(folder / "segments.parquet", columns=["bin", "tokens", "supervised"])
-    rows = segments["bin"].to_numpy()
-    bins = len(arrays["input_ids"])
-    counts = {
-        name: np.bincount(rows, weights=segments[name].to_numpy(), minlength=bins).astype(np.int64)
-        for name in ("tokens", "supervised")
-    }
-    return Packed(**arrays, **counts, pad_id=pad_id)
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    counts = np.load(folder / "counts.npy").astype(np.int64)
+    sums = {name: counts[:, COUNTS.index(name)] for name in ("tokens", "supervised")}
+    return Packed(**arrays, **sums, pad_id=pad_id)
 
 
-def epoch_order(bins: int, seed: int, epoch: int) -> list[int]:
-    """All rows in the order of one epoch: sorted by a hash of seed, epoch and row number."""
-    return sorted(range(bins), key=lambda i: (unit_hash(f"{epoch}:{i}", seed), i))
+def epoch_order(bins: int, seed: int, epoch: int) -> np.ndarray:
+    """All rows, int64 [bins], in the order of one epoch: sorted by a hash of seed, epoch and row number."""
+    return np.argsort(splitmix64(int(splitmix64(seed, epoch + 1)[-1]), bins))
+
+
+def splitmix64(seed: int, count: int) -> np.ndarray:
+    """The first numbers, uint64 [count], of the generator SplitMix64 (Steele, Lea, Flood 2014); no two are equal.
+
+    It is a hash of seed and place, so that it gives the same numbers with any version of numpy.
+    """
+    numbers = np.uint64(seed % 2**64) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
 
 
 def steps_per_epoch(bins: int, global_batch: int) -> int:
@@ -69,9 +72,9 @@ def steps_per_epoch(bins: int, global_batch: int) -> int:
     return -(-bins // global_batch)
 
 
-def batch_rows(order: list[int], position: int, global_batch: int) -> list[int]:
+def batch_rows(order: np.ndarray | Sequence[int], position: int, global_batch: int) -> list[int]:
     """The `global_batch` rows of the step at `position` in an epoch; a short last batch is filled up with EMPTY."""
-    rows = order[position * global_batch : (position + 1) * global_batch]
+    rows = [int(row) for row in order[position * global_batch : (position + 1) * global_batch]]
     return rows + [EMPTY] * (global_batch - len(rows))
 
 
@@ -84,59 +87,28 @@ def rank_rows(rows: list[int], rank: int, world_size: int, micro_batch: int) -> 
     return [mine[at : at + micro_batch] for at in range(0, len(mine), micro_batch)]
 
 
-def position_ids(segment_ids: torch.Tensor) -> torch.Tensor:
-    """Positions [batch, seq_len] that restart at 0 where `segment_ids` [batch, seq_len] change."""
-    index = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
-    starts = torch.ones_like(segment_ids, dtype=torch.bool)
-    starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
-    return index - torch.where(starts, index, 0).cummax(dim=1).values
-
-
-def attention_mask(segment_ids: torch.Tensor) -> torch.Tensor:
-    """Boolean [batch, 1, seq_len, seq_len]: True where a query may look at a key: same segment, not later.
-
-    Padding is a segment too: it looks at itself, as a row of nothing but False would make the softmax NaN.
-    """
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return same.tril().unsqueeze(1)
-
-
-def micro_batch(
-    packed: Packed, rows: list[int], device: torch.device, *, masked: bool
-) -> dict[str, torch.Tensor | None]:
-    """Tensors of some rows: input_ids, labels, position_ids int64 [rows, seq_len] and the boolean attention_mask.
-
-    Without `masked` the rows become one of [1, rows x seq_len] and attention_mask is None: attention kernels for
-    variable lengths find the segments by the position ids that restart, which transformers looks for in batches of one.
-    """
-    seq_len = packed.input_ids.shape[1] if any(row != EMPTY for row in rows) else 2  # ranks take part, at no cost
-
-    def take(array: np.ndarray, filler: int) -> torch.Tensor:
-        parts = [np.full(seq_len, filler, array.dtype) if row == EMPTY else array[row] for row in rows]
-        return torch.from_numpy(np.stack(parts).astype(np.int64)).to(device)
-
-    segments = take(packed.segment_ids, 0)
-    tensors = {
-        "input_ids": take(packed.input_ids, packed.pad_id),
-        "labels": take(packed.labels, NO_LABEL),
-        "position_ids": position_ids(segments),
-    }
-    if masked:
-        return {**tensors, "attention_mask": attention_mask(segments)}
-    return {name: tensor.reshape(1, -1) for name, tensor in tensors.items()} | {"attention_mask": None}
-
-
 def count(values: np.ndarray, rows: list[int]) -> int:
     """Sum of a per-row count over rows; EMPTY counts nothing."""
     return int(sum(int(values[row]) for row in rows if row != EMPTY))
 
 
-def record_names(folder: Path) -> list[list[str]]:
-    """Ids of the records in each row of the split in `folder`."""
-    segments = pq.read_table(folder / "segments.parquet", columns=["bin", "id"])
-    names: list[list[str]] = []
-    for row, name in zip(segments["bin"].to_pylist(), segments["id"].to_pylist(), strict=True):
-        while len(names) <= row:
-            names.append([])
-        names[row].append(name)
-    return names
+def record_counts(folder: Path, seen: Mapping[int, int]) -> dict[int, int]:
+    """How many records of the split in `folder` were seen how often: {4: 10000} after four epochs of 10,000 records.
+
+    `seen`: how often each row was taken; a row that is not there was not. A record lies in one row and no other, so
+    that rows are all that need counting. Raises IndexError for a row that the split has not.
+    """
+    records = np.load(folder / "counts.npy")[:, COUNTS.index("records")]
+    counts: Counter[int] = Counter()
+    for row, times in seen.items():
+        counts[times] += int(records[row])
+    if unseen := int(records.sum()) - counts.total():
+        counts[0] += unseen
+    return dict(counts)
+
+
+def record_ids(folder: Path, row: int) -> list[str]:
+    """Ids of the records in one row of the split in `folder`, as they lie in it; for people, a few rows at a time."""
+    table = pq.read_table(folder / "segments.parquet", columns=["id"], filters=[("bin", "=", row)])
+    ids: list[str] = table["id"].to_pylist()
+    return ids

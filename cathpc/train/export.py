@@ -1,9 +1,11 @@
-"""Stage `export`: the last checkpoint becomes a Hugging Face folder that plain transformers, vLLM and llama.cpp read.
+"""Stage `export`: a checkpoint becomes a Hugging Face folder that plain transformers, vLLM and llama.cpp read.
 
-In: the checkpoint, the base model's config, tokenizer and template. Out: `model/` with bfloat16 safetensors shards,
-config, generation config, tokenizer, chat template, `template.json` and a model card. The fp32 partitions of ZeRO-3
-are mapped from disk and put together tensor by tensor, so memory grows with one shard (`SHARD_BYTES`) and one tensor,
-not with the model.
+In: a checkpoint (the newest, or that of a given step), the base model's config, tokenizer and template. Out: `model/`
+with bfloat16 safetensors shards, config, generation config, tokenizer, chat template, `template.json` and a model card;
+of a training of adapters also `adapter/` for PEFT, and `model/` is the base model with the adapters added. The ranks'
+float32 partitions are read, converted and written block by block: memory stays at a few blocks (`states.BLOCK`)
+whatever the model's size; time is one read of the weights (a third of the checkpoint) after one read of all of it,
+which proves that it is whole.
 """
 
 from __future__ import annotations
@@ -12,59 +14,120 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from cathpc import progress
-from cathpc.errors import DataError
+from cathpc.errors import DataError, UserError
 from cathpc.models import weights
 from cathpc.models.template import Template
-from cathpc.train import checkpoint
+from cathpc.train import adapters, history, metrics, states
+from cathpc.train.partitions import Saved
+from cathpc.train.writing import TAG
 
 if TYPE_CHECKING:
     from cathpc.config import Config
 
 SHARD_BYTES = 5_000_000_000
 DTYPE = torch.bfloat16
+_NAMES = {torch.bfloat16: "BF16", torch.float32: "F32"}
 
 
-def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Export the newest checkpoint of `train`; raises DataError where it is not as it was saved."""
+class Weights(Protocol):
+    """What can be written: tensors with a name and a shape, each given in flat blocks."""
+
+    @property
+    def shapes(self) -> Mapping[str, Sequence[int]]:
+        """Shape of each tensor."""
+
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """A tensor's elements, in order."""
+
+
+def run(config: Config, inputs: dict[str, Path], out: Path, *, step: int | None = None) -> dict[str, Any]:
+    """Export the newest checkpoint of `train`, or that of `step`.
+
+    Raises UserError where there is none of that step and DataError where it is not as it was saved.
+    """
     base = inputs["base"] / "model"
-    found = checkpoint.committed(inputs["train"] / "checkpoints")
-    if not found:
-        raise DataError(f"{inputs['train'] / 'checkpoints'} holds no committed checkpoint: run the training again.")
-    problem = checkpoint.verify(found[0])
-    if problem:
+    checkpoint = checkpoint_of(inputs["train"], step)
+    if problem := _problem(checkpoint):
         raise DataError(f"{problem}. Move {inputs['train']} away and run the same command to train again.")
-    model = out / "model"
-    if model.exists():
-        shutil.rmtree(model)  # of an attempt that was killed
-    model.mkdir()
-    parameters, shards = write_weights(found[0] / checkpoint.TAG, model, out)
+    saved = Saved(checkpoint / TAG)
+    lora = history.manifest(checkpoint)["identity"].get("config", {}).get("lora") or {"rank": 0}
+    model = _emptied(out / "model")
+    whole: Weights = saved
+    if lora["rank"]:
+        whole = adapters.Merged(saved, base, lora["alpha"] / lora["rank"])
+        adapter = _emptied(out / "adapter")
+        write_shard(adapter / "adapter_model.safetensors", adapters.Adapters(saved), dtype=torch.float32)
+        adapters.write_config(adapter, lora, base)
+    parameters, shards = write_weights(whole, model, out)
     settings = weights.read_json(base / "config.json")
     weights.write_json(model / "config.json", {**settings, "dtype": str(DTYPE).removeprefix("torch.")})
     template = Template.load(base)
     template.copy(model)
-    final = weights.read_json(inputs["train"] / "final.json")
     pack = weights.read_json(inputs["pack"] / "pack.json")
-    weights.write_text(model / "README.md", card(config.name, template, pack, final))
-    line = f"{parameters:,} parameters of {found[0].name} in {shards} shard{'s' * (shards > 1)}"
-    return {"line": line, "parameters": parameters, "shards": shards, "checkpoint": found[0].name}
+    facts = trained(inputs["train"] / metrics.METRICS, history.step_of(checkpoint))
+    weights.write_text(model / "README.md", card(config.name, template, pack, facts))
+    line = f"{parameters:,} parameters of {checkpoint.name} in {shards} shard{'s' * (shards > 1)}"
+    return {"line": line, "parameters": parameters, "shards": shards, "checkpoint": checkpoint.name}
 
 
-def write_weights(states: Path, model: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> tuple[int, int]:
-    """Write the weights of DeepSpeed's folder `states` into `model` as safetensors; numbers of parameters and of
-    shards."""
-    from safetensors.torch import save_file
+def _problem(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint, '' if nothing is; all cores of this process read it."""
+    shares = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(shares) as threads:
+        verify = partial(history.verify, checkpoint, shares=shares)
+        return next(filter(None, threads.map(lambda share: verify(share=share), range(shares))), "")
 
+
+def checkpoint_of(stage_folder: Path, step: int | None) -> Path:
+    """The newest checkpoint of a training, or that of `step`; UserError where there is none."""
+    folder = stage_folder / "checkpoints"
+    found = history.committed(folder)
+    if not found:
+        raise UserError(f"{folder} holds no committed checkpoint: the training has to run first")
+    chosen = found[0] if step is None else folder / history.folder_name(step)
+    if chosen not in found:
+        there = ", ".join(str(history.step_of(c)) for c in reversed(found))
+        raise UserError(
+            f"there is no checkpoint of step {step} in {folder}. There are: {there}. A training keeps those of its "
+            f"epochs' ends with train.save_milestones=true, and the newest train.keep_checkpoints"
+        )
+    return chosen
+
+
+def _emptied(folder: Path) -> Path:
+    """An empty folder; what an attempt that was killed left in it goes."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The trained tensors in a folder of DeepSpeed files, whole, one at a time."""
+    saved = Saved(folder)
+    for name in saved.shapes:
+        yield name, saved.whole(name)
+
+
+# --- safetensors, streamed --------------------------------------------------------------------------------------------
+
+
+def write_weights(whole: Weights, model: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> tuple[int, int]:
+    """Write weights into the folder `model` as shards of `shard_bytes` at most, with progress in `out`; numbers of
+    parameters and of shards."""
     plan: list[list[str]] = [[]]
-    shapes = _shapes(states)
     filled = 0
-    for name, shape in shapes.items():
+    for name, shape in whole.shapes.items():
         size = math.prod(shape) * DTYPE.itemsize
         if plan[-1] and filled + size > shard_bytes:
             plan.append([])
@@ -72,72 +135,60 @@ def write_weights(states: Path, model: Path, out: Path, *, shard_bytes: int = SH
         plan[-1].append(name)
         filled += size
     index: dict[str, str] = {}
-    stream = tensors(states)
     for number, names in enumerate(plan, 1):
-        shard = {}
-        for name in names:
-            found, tensor = next(stream)
-            assert found == name, (found, name)
-            shard[name] = tensor.to(DTYPE).contiguous()
         file = weights.SINGLE if len(plan) == 1 else f"model-{number:05d}-of-{len(plan):05d}.safetensors"
-        temporary = model / f".{file}"
-        save_file(shard, temporary, metadata={"format": "pt"})
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, model / file)
+        write_shard(model / file, whole, names)
         index |= dict.fromkeys(names, file)
         progress.report(out, number, len(plan), "shards")
-    parameters = sum(math.prod(shape) for shape in shapes.values())
+    parameters = sum(math.prod(shape) for shape in whole.shapes.values())
     if len(plan) > 1:
         metadata = {"total_size": parameters * DTYPE.itemsize, "total_parameters": parameters}
         weights.write_json(model / weights.INDEX, {"metadata": metadata, "weight_map": index})
     return parameters, len(plan)
 
 
-def _model_states(states: Path) -> dict[str, Any]:
-    """Rank 0's file of the module: shapes, and under ZeRO 1 and 2 the weights too."""
-    (path,) = [*states.glob("zero_pp_rank_0_mp_rank_00_model_states.pt"), *states.glob("mp_rank_00_model_states.pt")]
-    return checkpoint.read_states(path)
+def write_shard(path: Path, whole: Weights, names: Sequence[str] | None = None, *, dtype: torch.dtype = DTYPE) -> None:
+    """Write the tensors `names` (all by default) as one safetensors file, block by block."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name in names or whole.shapes:
+        end = at + math.prod(whole.shapes[name]) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(whole.shapes[name]), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names or whole.shapes:
+            for block in whole.blocks(name):
+                file.write(block.to(dtype).contiguous().view(torch.uint8).numpy().data)
+        assert file.tell() == 8 + len(text) + at, (path, file.tell(), at)
+        states.fsync(file)
+    temporary.replace(path)
 
 
-def _shapes(states: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of each trained tensor by name, in the order of DeepSpeed's partitions; a tied tensor is there once."""
-    return {name: tuple(shape) for group in _model_states(states)["param_shapes"] for name, shape in group.items()}
+# --- the model card ---------------------------------------------------------------------------------------------------
 
 
-def tensors(states: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The trained tensors in DeepSpeed's folder `states`, whole, one at a time, in the order of their partitions.
-
-    ZeRO-3 cuts each tensor into as many equal pieces as there are ranks (the last one padded) and lays a rank's
-    pieces of all tensors end to end, in groups of bounded size that hold whole pieces.
-    """
-    shapes = _shapes(states)
-    module = _model_states(states)["module"]
-    if all(module[name].numel() for name in shapes):
-        for name in shapes:
-            yield name, module[name]
-        return
-    ranks = len(list(states.glob("*optim_states.pt")))
-    groups = []
-    for rank in range(ranks):
-        (path,) = states.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
-        groups.append(checkpoint.read_states(path)["optimizer_state_dict"]["fp32_flat_groups"])
-    group = offset = 0
-    for name, shape in shapes.items():
-        count = math.prod(shape)
-        piece = -(-count // ranks)
-        if offset + piece > groups[0][group].numel():
-            group, offset = group + 1, 0
-        pieces = [rank[group].narrow(0, offset, piece) for rank in groups]
-        yield name, torch.cat(pieces)[:count].view(shape)
-        offset += piece
+def trained(path: Path, step: int) -> dict[str, Any]:
+    """What the metrics file says of the training up to `step`."""
+    rows = [row for row in metrics.by_step(path) if row["global_step"] <= step]
+    steps = [row for row in rows if "loss" in row]
+    held_out = [row["eval_loss"] for row in rows if "eval_loss" in row]
+    return {
+        "step": step,
+        "epochs": steps[-1]["epoch"] + 1,
+        "tokens": steps[-1]["tokens_seen"],
+        "loss": steps[-1]["loss"],
+        "eval_loss": held_out[-1] if held_out else None,
+    }
 
 
-def card(name: str, template: Template, pack: dict[str, Any], final: dict[str, Any]) -> str:
+def card(name: str, template: Template, pack: dict[str, Any], facts: dict[str, Any]) -> str:
     """The model card: what it was trained on and how it is prompted."""
-    facts = template.facts
-    bos, start, stop = (facts[role]["token"] for role in ("bos", "start", "stop"))
-    train, held_out = pack["train"], final.get("eval_loss")
+    bos, start, stop = (template.facts[role]["token"] for role in ("bos", "start", "stop"))
+    train, held_out = pack["train"], facts["eval_loss"]
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -145,9 +196,10 @@ tags: [cathpc, chat]
 ---
 # {name}
 
-Fine-tuned with cathpc on {train["records"]:,} conversations ({final["tokens"]:,} tokens in {final["epochs"]} epochs,
+Fine-tuned with cathpc on {train["records"]:,} conversations ({facts["tokens"]:,} tokens in {facts["epochs"]} epochs,
 packed to {pack["seq_len"]:,} tokens a row, loss on the assistant's turns alone).
-Final training loss {final["loss"]:.4f} nats a token{f", held-out loss {held_out:.4f}" if held_out is not None else ""}.
+Training loss after step {facts["step"]:,}: {facts["loss"]:.4f} nats a token\
+{f", held-out loss {held_out:.4f}" if held_out is not None else ""}.
 
 ## Prompt
 ChatML with a BOS, `{bos}`, once at the very start. The system message is a card that says who the model is.

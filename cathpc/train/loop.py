@@ -1,9 +1,9 @@
 """Stage `train`: the training loop, on every rank.
 
 In: packed rows and the prepared base model. Out: `checkpoints/step-000012/...`, `metrics.jsonl`, `samples.jsonl` (the
-ledger of consumed records) and `final.json`. A run that was killed or stopped goes on from its newest sound
-checkpoint and takes the very steps that an uninterrupted one takes. Memory: the model's states partitioned over the
-ranks, see `cathpc.train.engine`.
+ledger of consumed rows) and `final.json`. A run that was killed or stopped goes on from its newest sound checkpoint
+and takes the very steps that an uninterrupted one takes. Memory: the model's states partitioned over the ranks, see
+`cathpc.train.engine`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +21,48 @@ import numpy as np
 import torch
 
 from cathpc import progress
-from cathpc.errors import CathpcError, ChangedError, TryAgainError, UserError
+from cathpc.errors import ChangedError, TryAgainError, UserError
 from cathpc.models.template import Template
-from cathpc.models.weights import write_json
 from cathpc.schema import identity
-from cathpc.train import batches, checkpoint, metrics, ranks, stop
+from cathpc.train import (
+    batches,
+    checkpoint,
+    finish,
+    flops,
+    metrics,
+    microbatch,
+    passed,
+    ranks,
+    saver,
+    schedule,
+    slow,
+    stop,
+    unchanged,
+)
 from cathpc.train import engine as engines
-from cathpc.train.config import Attention
+from cathpc.train.clock import Clock
+from cathpc.train.config import OnSpike
+from cathpc.train.guard import Guard
+from cathpc.train.logs import Logs
+from cathpc.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from cathpc.config import Config
     from cathpc.train.config import TrainConfig
+
+
+@dataclass
+class Position:
+    """Where a training is; with the weights, the optimizer and the random generators all that a resumed one needs."""
+
+    tokens_seen: int = 0
+    epoch: int = 0
+    evaluated: bool = False
+    """Whether the evaluation that was due at this step is done."""
+    norms: list[float] = field(default_factory=list)
+    """The guard's memory."""
+    bad: int = 0
+    """Bad steps in a row."""
 
 
 @ranks.together()
@@ -44,106 +74,155 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     stop.install()
     train = config.train
     ranks.start(train)
-    _seed(train.seed)
+    with Watchdog(train.watchdog_s, rank=ranks.rank()) as watchdog:
+        return _train(train, inputs, out, watchdog)
 
+
+def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Watchdog) -> dict[str, Any]:
+    _seed(train.seed)
+    folder = out / "checkpoints"
+    watchdog.beat("comparing the files that the training stands on", starting=True)
+    whole = not checkpoint.has_history(folder) or bool(train.lora.rank)
+    unchanged.require([inputs["pack"], inputs["base"]], whole=whole)
     pack = json.loads((inputs["pack"] / "pack.json").read_text(encoding="utf-8"))
     data = batches.load(inputs["pack"] / "train", pack["pad_id"])
     held_out = batches.load(inputs["pack"] / "eval", pack["pad_id"])
     per_epoch = batches.steps_per_epoch(data.bins, train.global_batch)
-    total = per_epoch * train.epochs
+    total = min(per_epoch * train.epochs, train.max_steps or per_epoch * train.epochs)
+    total_tokens = _tokens(data, train, per_epoch, total)
 
     same = _identity(train, pack, Template.load(inputs["base"] / "model").hash)
-    engine = engines.start(train, inputs["base"] / "model", total)
-    folder = out / "checkpoints"
+    engine, work = engines.start(train, inputs["base"] / "model")
     folder.mkdir(exist_ok=True)
-    saved = checkpoint.load(folder, engine, same)
+    watchdog.beat("loading the checkpoint", starting=True)
+    saved = checkpoint.load(folder, engine, same, keep=train.keep_checkpoints, resume_from=train.resume_from)
     first = saved["step"] if saved else 0
-    tokens_seen = saved["tokens_seen"] if saved else 0
-    evaluated = saved["evaluated"] if saved else False
+    at = Position(**{name: saved[name] for name in asdict(Position())}) if saved else Position()
+    guard = Guard(train, at.norms, at.bad)
+    engines.guard(engine, guard.refuses)
 
-    logs = Logs(out, first, inputs["pack"]) if ranks.rank() == 0 else None
-    if not evaluated:
-        evaluated = _evaluate(train, engine, held_out, first, logs)
+    scratch = saver.scratch_folder() if train.save_through_scratch else None
+    keeper = checkpoint.Saver(folder, engine, same, keep=train.keep_checkpoints, scratch=scratch)
+    bad_ranges = passed.read(out)
+    clock = Clock(ranks.device())
+    logs = Logs(out, first, train) if ranks.rank() == 0 else None
+    if not at.evaluated and not _evaluate(train, engine, held_out, first, logs, watchdog):
+        raise TryAgainError(f"{_asked()} in the evaluation after step {first} of {total}; it comes first next time")
 
     for step in range(first + 1, total + 1):
-        epoch, position = divmod(step - 1, per_epoch)
-        seconds: dict[str, float] = {}
+        watchdog.beat(f"step {step}")
         began = time.perf_counter()
-        with clock(seconds, "data"):
-            rows = batches.batch_rows(batches.epoch_order(data.bins, train.seed, epoch), position, train.global_batch)
+        at.epoch, position = divmod(step - 1, per_epoch)
+        with clock.time("data", host=True):
+            if position == 0 or step == first + 1:
+                order = batches.epoch_order(data.bins, train.seed, at.epoch)
+            rows = batches.batch_rows(order, position, train.global_batch)
             supervised = batches.count(data.supervised, rows)
             tokens = batches.count(data.tokens, rows)
-        lr = engine.get_lr()[0]
-
-        loss_sum, mine = 0.0, []
-        for micro in batches.rank_rows(rows, ranks.rank(), ranks.world_size(), train.micro_batch):
-            with clock(seconds, "data"):
-                batch = _tensors(train, data, micro)
-                mine += micro
-            with clock(seconds, "forward"):
+            at.tokens_seen += tokens
+        lr = train.lr * schedule.lr_factor(train, at.tokens_seen, total_tokens)
+        engines.set_lr(engine, lr)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=ranks.device())
+        attended = 0
+        mine = batches.rank_rows(rows, ranks.rank(), ranks.world_size(), train.micro_batch)
+        passing = passed.over(bad_ranges, step)
+        for number, micro in enumerate(mine if not passing else []):
+            if number:
+                engine.step()  # only counts: gradients are summed up
+            with clock.time("data", host=True):
+                batch = microbatch.tensors(data, micro, ranks.device())
+                attended += flops.attended(batch["bounds"])
+            with clock.time("forward"):
                 loss = engine(**batch)
-                loss_sum += loss.item()
-            with clock(seconds, "backward"):
+                loss_sum += loss.detach()
+            with clock.time("backward"):
                 # DeepSpeed averages gradients over ranks; times world size it is their sum, and the loss a mean over
                 # the supervised tokens of the whole global batch.
                 engine.backward(loss * (ranks.world_size() / supervised), scale_wrt_gas=False)
-            with clock(seconds, "step"):
+
+        taken = [row for micro in mine for row in micro]
+        told = ranks.gather([loss_sum, stop.requested(), keeper.ready(), attended, slow.probe(step), *taken])
+        everyone = np.array(told)  # a row a rank
+        guard.loss = float(everyone[:, 0].sum()) / supervised
+        if passing:
+            guard.fault = "passed over"
+            engine.global_steps += 1
+        else:
+            with clock.time("step"):
                 engine.step()
 
-        everyone = ranks.gather([loss_sum, float(stop.requested()), *map(float, mine)])
-        mean_loss = sum(row[0] for row in everyone) / supervised
-        stopping = any(row[1] for row in everyone)
-        tokens_seen += tokens
-        grad_norm = float(engine.get_global_grad_norm())
-        # DeepSpeed gives -1 for a norm that is not finite.
-        if not math.isfinite(mean_loss) or not math.isfinite(grad_norm) or grad_norm < 0:
-            raise UserError(
-                f"the loss or its gradient is not finite in step {step} of {total} (loss {mean_loss}, gradient norm "
-                f"{grad_norm}). Lower train.lr={train.lr:g}; the last checkpoint in {folder} is from before."
-            )
+        at.norms, at.bad = list(guard.norms), guard.bad
+        stopping = bool(everyone[:, 1].any())
+        if everyone[:, 2].all():
+            keeper.advance()
+        seconds = clock.read()
         if logs:
+            step_s = time.perf_counter() - began
+            measured = {"loss": guard.loss, "grad_norm": guard.norm}
             logs.step(
                 {
                     "global_step": step,
-                    "epoch": epoch,
-                    "loss": mean_loss,
+                    "epoch": at.epoch,
+                    **{k: v for k, v in measured.items() if math.isfinite(v) and not passing},
                     "lr": lr,
-                    "grad_norm": grad_norm,
                     "tokens": tokens,
                     "supervised_tokens": supervised,
-                    "tokens_seen": tokens_seen,
-                    "tokens_per_s": tokens / (time.perf_counter() - began),
-                    "seconds": {name: round(value, 4) for name, value in seconds.items()},
+                    "tokens_seen": at.tokens_seen,
+                    "step_s": round(step_s, 4),
+                    **_speed(work.flops(tokens, supervised, int(everyone[:, 3].sum())), tokens, step_s),
+                    "seconds": seconds,
                     "memory_gb": round(metrics.memory_gb(), 3),
+                    "time": time.time(),
+                    **({"fault": guard.fault} if guard.fault else {}),
+                    **slow.report(everyone[:, 4]),
                 },
-                [int(row) for part in everyone for row in part[2:]],
+                everyone[:, 5:].flatten().astype(int).tolist(),
                 shown=step % train.log_every_steps == 0 or step == total,
             )
-            progress.report(out, step, total, "steps", note=f"loss {mean_loss:.3f}")
+            progress.report(out, step, total, "steps", note=f"loss {guard.loss:.3f}")
+        if guard.fault and not passing:
+            _bad(train, out, folder, guard, step, total)
 
-        evaluated = True
+        at.evaluated = True
         if step % train.eval_every_steps == 0 or step == total:
-            evaluated = not stopping and _evaluate(train, engine, held_out, step, logs)
-            stopping = stopping or not evaluated
-        if stopping or step % train.save_every_steps == 0 or step == total:
-            notes = {"tokens_seen": tokens_seen, "epoch": epoch, "evaluated": evaluated}
-            _save(train, engine, folder, step, same, notes, logs)
+            at.evaluated = not stopping and _evaluate(train, engine, held_out, step, logs, watchdog)
+            stopping = stopping or not at.evaluated
+        milestone = train.save_milestones and step % per_epoch == 0
+        if stopping or milestone or step % train.save_every_steps == 0 or step == total:
+            watchdog.beat(f"the save after step {step}")
+            _save(keeper, step, at, logs, milestone=milestone, last=stopping)
         if stopping and step < total:
             raise TryAgainError(
-                f"stopped on request ({stop.reason() or 'another rank was told to'}) after step {step} of {total}; "
-                f"the checkpoint {folder / checkpoint.folder_name(step)} is saved. Run the same command to go "
-                f"on from it."
+                f"{_asked()} after step {step} of {total}; the checkpoint {folder / checkpoint.folder_name(step)} is "
+                f"saved. Run the same command to go on from it."
             )
 
+    watchdog.beat("the end of the last save")
+    keeper.finish()
     summary: dict[str, Any] = {"line": ""}
     if logs:
         logs.close()
-        summary = _finish(out, inputs["pack"], train, total)
+        summary = finish.run(out, inputs["pack"], train, total, whole=total == per_epoch * train.epochs)
     ranks.barrier()
     return summary
 
 
-def _evaluate(train: TrainConfig, engine: Any, held_out: batches.Packed, step: int, logs: Logs | None) -> bool:
+def _asked() -> str:
+    return f"stopped on request ({stop.reason() or 'another rank was told to'})"
+
+
+def _tokens(data: batches.Packed, train: TrainConfig, per_epoch: int, steps: int) -> int:
+    """Tokens of the first `steps` steps."""
+    epochs, rest = divmod(steps, per_epoch)
+    last: list[int] = []
+    if rest:
+        last = batches.epoch_order(data.bins, train.seed, epochs)[: rest * train.global_batch].tolist()
+    return epochs * int(data.tokens.sum()) + batches.count(data.tokens, last)
+
+
+def _evaluate(
+    train: TrainConfig, engine: Any, held_out: batches.Packed, step: int, logs: Logs | None, watchdog: Watchdog
+) -> bool:
     """Write the mean loss over the held-out tokens; False where a stop came first. Takes no random numbers."""
     supervised = int(held_out.supervised.sum())
     if not supervised:
@@ -152,45 +231,67 @@ def _evaluate(train: TrainConfig, engine: Any, held_out: batches.Packed, step: i
     engine.eval()
     loss_sum = 0.0
     taken = train.micro_batch * ranks.world_size()
+    stopped = False
     for position in range(batches.steps_per_epoch(held_out.bins, taken)):
+        watchdog.beat(f"the evaluation after step {step}")
         rows = batches.batch_rows(list(range(held_out.bins)), position, taken)
         (mine,) = batches.rank_rows(rows, ranks.rank(), ranks.world_size(), train.micro_batch)
         with torch.no_grad():
-            mine_sum = engine(**_tensors(train, held_out, mine)).item()
-        everyone = ranks.gather([mine_sum, float(stop.requested())])
-        loss_sum += sum(row[0] for row in everyone)
-        if any(row[1] for row in everyone):
+            mine_sum = engine(**microbatch.tensors(held_out, mine, ranks.device()))
+        everyone = np.array(ranks.gather([mine_sum, stop.requested()]))
+        loss_sum += float(everyone[:, 0].sum())
+        if stopped := bool(everyone[:, 1].any()):
             break
-    else:
-        if logs:
-            seconds = {"eval": round(time.perf_counter() - began, 4)}
-            logs.metrics.write({"global_step": step, "eval_loss": loss_sum / supervised, "seconds": seconds})
-        engine.train()
-        return True
+    if logs and not stopped:
+        seconds = {"eval": round(time.perf_counter() - began, 4)}
+        row = {"global_step": step, "eval_loss": loss_sum / supervised, "seconds": seconds, "time": time.time()}
+        logs.metrics.write(row)
     engine.train()
-    return False
+    return not stopped
 
 
-def _save(
-    train: TrainConfig,
-    engine: Any,
-    folder: Path,
-    step: int,
-    same: dict[str, Any],
-    notes: dict[str, Any],
-    logs: Logs | None,
-) -> None:
-    """Commit a checkpoint after the lines that it stands for are on the disk."""
+def _save(keeper: checkpoint.Saver, step: int, at: Position, logs: Logs | None, *, milestone: bool, last: bool) -> None:
+    """Save after the lines that the checkpoint stands for are on the disk; the `last` one of an attempt at once."""
     began = time.perf_counter()
     if logs:
         logs.sync()
-    checkpoint.save(folder, engine, step, same, keep=train.keep_checkpoints, notes=notes)
+    keeper.start(step, asdict(at), milestone=milestone, at_once=last)
+    if last:
+        keeper.finish(verify=False)
     if logs:
-        logs.metrics.write({"global_step": step, "seconds": {"save": round(time.perf_counter() - began, 4)}})
+        seconds = {"save": round(time.perf_counter() - began, 4)}
+        logs.metrics.write({"global_step": step, "seconds": seconds, "time": time.time()})
 
 
-def _tensors(train: TrainConfig, data: batches.Packed, rows: list[int]) -> dict[str, Any]:
-    return batches.micro_batch(data, rows, ranks.device(), masked=train.attention is Attention.sdpa)
+def _bad(train: TrainConfig, out: Path, folder: Path, guard: Guard, step: int, total: int) -> None:
+    """What follows a step that the guard refused; returns where the training goes on without it."""
+    what = f"step {step} of {total}: {guard.fault}"
+    newest = next((checkpoint.step_of(path) for path in checkpoint.committed(folder)), 0)
+    remedy = f"Lower train.lr={train.lr:g} or train.clip={train.clip:g}; {folder} holds step {newest}."
+    if train.on_spike is OnSpike.fail:
+        raise UserError(f"{what}. {remedy}")
+    if train.on_spike is OnSpike.skip:
+        if guard.bad >= train.max_skips:
+            raise UserError(f"{what}, as in the {guard.bad - 1} steps before it (train.max_skips). {remedy}")
+        return
+    ranges = passed.read(out)
+    if len(ranges) >= train.max_skips:
+        raise UserError(f"{what}, after {len(ranges)} rollbacks (train.max_skips). {remedy}")
+    ranks.barrier()
+    if ranks.rank() == 0:
+        passed.add(out, newest + 1, step)
+    ranks.barrier()
+    raise TryAgainError(
+        f"{what}. Back to the checkpoint of step {newest}; steps {newest + 1} to {step} are passed over. Run the same "
+        f"command to go on."
+    )
+
+
+def _speed(operations: int, tokens: int, seconds: float) -> dict[str, float]:
+    speed = {"tokens_per_s": tokens / seconds, "tokens_per_s_per_rank": tokens / seconds / ranks.world_size()}
+    if peak := flops.peak():
+        speed["mfu"] = operations / seconds / ranks.world_size() / peak
+    return speed
 
 
 def _identity(train: TrainConfig, pack: dict[str, Any], template_hash: str) -> dict[str, Any]:
@@ -207,93 +308,6 @@ def _identity(train: TrainConfig, pack: dict[str, Any], template_hash: str) -> d
             f"start as many processes as configured."
         )
     return {"pack": pack["digest"], "template": template_hash, "config": identity(train)}
-
-
-def _finish(out: Path, pack: Path, train: TrainConfig, total: int) -> dict[str, Any]:
-    """Prove from the ledger that every record was seen `epochs` times, write `final.json` and return its content."""
-    ledger = metrics.consumed(out / metrics.SAMPLES)
-    expected = batches.record_names(pack / "train")
-    seen = {name: ledger.get(name, 0) for row in expected for name in row}
-    if set(ledger) - set(seen) or any(times != train.epochs for times in seen.values()):
-        wrong = [name for name, times in seen.items() if times != train.epochs]
-        raise CathpcError(
-            f"{out / metrics.SAMPLES}: {len(wrong)} records were not seen {train.epochs} times each "
-            f"(first: {wrong[:3]}). This is a fault of cathpc; keep the folder for a report."
-        )
-    steps = metrics.by_step(out / metrics.METRICS)
-    trained = [row for row in steps if "loss" in row]
-    evals = [{"global_step": row["global_step"], "eval_loss": row["eval_loss"]} for row in steps if "eval_loss" in row]
-    seconds: dict[str, float] = {}
-    for row in steps:
-        for name, value in row["seconds"].items():
-            seconds[name] = round(seconds.get(name, 0.0) + value, 3)
-    busy = sum(seconds.get(name, 0.0) for name in ("data", "forward", "backward", "step"))
-    final: dict[str, Any] = {
-        "steps": total,
-        "epochs": train.epochs,
-        "ranks": ranks.world_size(),
-        "records": len(seen),
-        "tokens": trained[-1]["tokens_seen"],
-        "supervised_tokens": sum(row["supervised_tokens"] for row in trained),
-        "first_loss": trained[0]["loss"],
-        "loss": trained[-1]["loss"],
-        "evals": evals,
-        "eval_loss": evals[-1]["eval_loss"] if evals else None,
-        "tokens_per_s": trained[-1]["tokens_seen"] / busy,
-        "seconds": seconds,
-        "memory_gb": max(row["memory_gb"] for row in trained),
-        "attempts": max(row["attempt"] for row in steps),
-        "checkpoint": checkpoint.folder_name(total),
-    }
-    held_out = f", held-out {evals[0]['eval_loss']:.3f} -> {evals[-1]['eval_loss']:.3f}" if evals else ""
-    final["line"] = (
-        f"{total:,} steps over {final['tokens']:,} tokens, "
-        f"loss {final['first_loss']:.3f} -> {final['loss']:.3f}{held_out}"
-    )
-    write_json(out / "final.json", final)
-    return final
-
-
-class Logs:
-    """Rank 0's two logs and its line a step on the terminal."""
-
-    def __init__(self, out: Path, global_step: int, pack: Path) -> None:
-        self.metrics = metrics.Log(out / metrics.METRICS, global_step)
-        self.samples = metrics.Log(out / metrics.SAMPLES, global_step)
-        self.names = batches.record_names(pack / "train")
-
-    def step(self, row: dict[str, Any], rows: list[int], *, shown: bool) -> None:
-        """Write a step's metrics and the records that the ranks say they consumed."""
-        bins = [number for number in rows if number != batches.EMPTY]
-        self.metrics.write(row)
-        records = [name for number in bins for name in self.names[number]]
-        where = {"global_step": row["global_step"], "epoch": row["epoch"]}
-        self.samples.write({**where, "bins": bins, "records": records})
-        if shown:
-            print(
-                f"step {row['global_step']:6d}  epoch {row['epoch'] + 1:2d}  loss {row['loss']:7.4f}  "
-                f"lr {row['lr']:.3e}  grad {row['grad_norm']:8.3f}  "
-                f"{row['tokens_per_s']:9.1f} tokens/s  {row['memory_gb']:6.2f} GB",
-                flush=True,
-            )
-
-    def sync(self) -> None:
-        """Wait until both are on the disk."""
-        self.metrics.sync()
-        self.samples.sync()
-
-    def close(self) -> None:
-        """Close both."""
-        self.metrics.close()
-        self.samples.close()
-
-
-@contextmanager
-def clock(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Add the wall time of a block to `seconds[name]`."""
-    began = time.perf_counter()
-    yield
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
 
 
 def _seed(seed: int) -> None:

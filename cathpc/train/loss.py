@@ -2,8 +2,10 @@
 
 In: hidden states [tokens, width] and labels [tokens]. Out: the sum (not the mean) of the negative log-likelihoods of
 the tokens that have a label, float32. Memory grows with `chunk` x vocabulary: logits are computed chunk by chunk, and
-once more in the backward pass. The caller divides by the supervised tokens of the whole global batch, so that the
-loss is a mean over tokens, whatever the split into ranks and micro-batches.
+the gradients with them, so that they are computed once (Hsu et al. 2024, Liger Kernel, arXiv:2410.10989, section 3.2);
+the gradient of the weight, in float32, is held from the forward to the backward pass. The caller divides by the
+supervised tokens of the whole global batch, so that the loss is a mean over tokens, whatever the split into ranks and
+micro-batches.
 """
 
 from __future__ import annotations
@@ -21,32 +23,39 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk: int) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        normalizers = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        learns_hidden, learns_weight = ctx.needs_input_grad[:2]
+        hidden_grad = torch.empty_like(hidden) if learns_hidden else None
+        # Summed in float32: with many chunks a bfloat16 sum would lose the small ones.
+        weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if learns_weight else None
         for at in range(0, len(labels), chunk):
             here = slice(at, at + chunk)
             logits = (hidden[here] @ weight.t()).float()
-            normalizers[here] = torch.logsumexp(logits, dim=-1)
-            total += (normalizers[here] - logits.gather(1, labels[here, None]).squeeze(1)).sum()
-        ctx.save_for_backward(hidden, weight, labels, normalizers)
-        ctx.chunk = chunk
+            targets = labels[here, None]
+            normalizers = torch.logsumexp(logits, dim=-1, keepdim=True)
+            total += (normalizers - logits.gather(1, targets)).sum()
+            if hidden_grad is None and weight_grad is None:
+                continue
+            slope = logits.sub_(normalizers).exp_()  # softmax - one-hot
+            slope.scatter_add_(1, targets, torch.full_like(normalizers, -1.0))
+            slope = slope.to(hidden.dtype)
+            if hidden_grad is not None:
+                hidden_grad[here] = slope @ weight
+            if weight_grad is not None:
+                weight_grad += slope.t() @ hidden[here]
+        ctx.dtype = weight.dtype
+        ctx.save_for_backward(hidden_grad, weight_grad)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
-        hidden, weight, labels, normalizers = ctx.saved_tensors
-        hidden_grad = torch.zeros_like(hidden)
-        # Summed in float32: with many chunks a bfloat16 sum would lose the small ones.
-        weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        for at in range(0, len(labels), ctx.chunk):
-            here = slice(at, at + ctx.chunk)
-            logits = (hidden[here] @ weight.t()).float()
-            probabilities = torch.exp(logits - normalizers[here, None])
-            rows = torch.arange(len(probabilities), device=labels.device)
-            probabilities[rows, labels[here]] -= 1.0
-            slope = (probabilities * gradients[0]).to(hidden.dtype)
-            hidden_grad[here] = slope @ weight
-            weight_grad += slope.t() @ hidden[here]
-        return hidden_grad, weight_grad.to(weight.dtype), None, None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+        hidden_grad, weight_grad = ctx.saved_tensors
+        scale = gradients[0]
+        return (
+            None if hidden_grad is None else (hidden_grad * scale).to(hidden_grad.dtype),
+            None if weight_grad is None else weight_grad.mul_(scale).to(ctx.dtype),
+            None,
+            None,
+        )
 
 
 def sum_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -39,9 +39,14 @@ def start(config: TrainConfig) -> None:
         # DeepSpeed would spend half a minute compiling a shared-memory all-reduce that only inference uses.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("gloo", verbose=False)
-    else:
-        get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
-        deepspeed.init_distributed("nccl", verbose=False)
+        return
+    get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # transformers hands it on to flash-attn
+        torch.use_deterministic_algorithms(True)
+    deepspeed.init_distributed("nccl", verbose=False)
 
 
 @contextmanager
@@ -82,15 +87,24 @@ def device() -> torch.device:
     return torch.device(get_accelerator().current_device_name())
 
 
-def gather(values: list[float]) -> list[list[float]]:
-    """The rows of all ranks, in rank order; every rank gives the same number of values."""
+def gather(values: Sequence[float | torch.Tensor]) -> list[list[float]]:
+    """The rows of all ranks, in rank order; every rank gives the same number of values.
+
+    Tensors (scalars on this rank's device) are not waited for before they travel, only with the answer.
+    """
     import torch
     import torch.distributed as dist
 
-    mine = torch.tensor(values, dtype=torch.float64, device=device())
+    mine = torch.empty(len(values), dtype=torch.float64, device=device())
+    numbers = [0.0 if isinstance(v, torch.Tensor) else float(v) for v in values]
+    mine.copy_(torch.tensor(numbers, dtype=torch.float64))
+    for at, value in enumerate(values):
+        if isinstance(value, torch.Tensor):
+            mine[at] = value
     rows = [torch.empty_like(mine) for _ in range(world_size())]
     dist.all_gather(rows, mine)
-    return [row.tolist() for row in rows]
+    everyone: list[list[float]] = torch.stack(rows).tolist()
+    return everyone
 
 
 def agree(well: bool) -> bool:

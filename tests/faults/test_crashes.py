@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cathpc.dispatch import jobs
-from tests.slurm.training import Training, assert_same
+from tests.slurm.training import INTERVAL, Training, assert_same
 
 pytestmark = [pytest.mark.slurm, pytest.mark.faults, pytest.mark.timeout(1200)]  # with the fixtures of the session
 Make = Callable[..., Training]
@@ -78,6 +78,26 @@ def due():
     rows = jobs.attempts(one.folder)
     assert [row["counts"] for row in rows] == [True] * 4
     assert len({row["mark"] for row in rows}) == 4
+    assert_same(one, calm())
+
+
+def test_fault_10_a_rank_that_hangs_is_ended_by_its_peers_watchdog_and_the_job_comes_back(
+    training: Make, calm: Make
+) -> None:
+    one = training("train.watchdog_s=20")
+    hang = CRASH.replace("die()", "os.kill(os.getpid(), signal.SIGSTOP)")
+    due = """
+import signal
+
+def due():
+    saved = list(HOOKS.parent.glob("store/train/*/checkpoints/step-*/manifest.json"))
+    return bool(saved) and once("hang")
+"""
+    one.submit(pace_s=0, hook=hang + due)
+    one.finish()
+    assert one.restarts() == 1
+    assert "has not moved for" in one.site.logs("train")
+    assert one.lost() <= INTERVAL
     assert_same(one, calm())
 
 

@@ -142,5 +142,5 @@ def test_a_run_is_named_after_its_experiment_and_a_hash_of_what_was_overridden()
 def test_what_one_stage_asks_for_is_a_key_like_others(override: str) -> None:
     stages = compose(["+experiment=cat70b", "cluster=a100_2x8", override]).cluster.stages
     assert stages["score"] == JobConfig(mem_gb=2)
-    assert sorted(stages) == ["cards", "evaluate", "pull", "score"], "those of the site's file, and no empty ones"
+    assert sorted(stages) == ["cards", "pull", "score"], "those of the site's file, and no empty ones"
     assert stages["pull"].mem_gb == 128

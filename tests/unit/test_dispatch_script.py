@@ -101,6 +101,19 @@ def test_the_warning_grows_with_the_measured_save(tmp_path: Path) -> None:
     assert requests.lead_s(place.folder, config, place.stage) == 2 * 400 + 2 * 60 + 30
 
 
+def test_evaluate_takes_as_many_gpus_as_its_model_needs() -> None:
+    def asked(*overrides: str) -> tuple[int, float]:
+        config = compose(["+experiment=cat70b", *overrides])
+        took = requests.shape(store.unnamed_places(config)["evaluate"].stage, config)
+        return took.gpus, took.mem_gb
+
+    assert asked() == (2, 163)  # 141 GB of weights
+    assert asked("cluster.gpu_memory_gb=42.9") == (4, 163)
+    assert asked("model=llama3_8b") == (1, 64)
+    assert asked("model.base=some/model") == (1, 64)
+    assert asked("+cluster.stages={evaluate: {gpus: 8, mem_gb: 300}}") == (8, 300)
+
+
 def test_an_array_has_its_width_whatever_the_number_of_shards_and_a_last_small_job() -> None:
     config = compose([*SMOKE, "cluster.arrays={score: 16, cards: 2}"])
     work, last = planned(config, "score")

@@ -20,12 +20,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cathpc.errors import UserError
-from cathpc.models import base, weights
+from cathpc.models import base, surgery, weights
 from cathpc.models.config import ModelConfig, TemplateConfig
 from cathpc.models.source import identity, prepare
 from cathpc.models.template import Template
 
-from .conftest import LLAMA_TEMPLATE
+from .conftest import LLAMA_TEMPLATE, NATIVE_TEMPLATE
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def rows(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_renamed_tokens_get_the_mean_of_the_trained_rows_and_nothing_else_changes(
+def test_renamed_tokens_get_rows_near_the_mean_of_the_trained_ones_and_nothing_else_changes(
     raw_llama: Path, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     before = {k: v.to(dtype) for k, v in rows(raw_llama).items()}
@@ -239,13 +239,40 @@ def test_renamed_tokens_get_the_mean_of_the_trained_rows_and_nothing_else_change
     assert set(after) == set(before)
     for name, table in before.items():
         if name in ("model.embed_tokens.weight", "lm_head.weight"):
-            mean = table[:1000].double().mean(dim=0).to(dtype)
-            assert torch.equal(after[name][new[0]], mean) and torch.equal(after[name][new[1]], mean)
+            trained = table[:1000].double()
+            off = after[name][new].double() - trained.mean(dim=0)
+            spread = trained.std(dim=0).norm()
+            assert (off.norm(dim=1) / spread).tolist() == pytest.approx([surgery.SPREAD] * 2, rel=0.3)
+            assert abs(float(torch.cosine_similarity(off[0], off[1], dim=0))) < 0.5  # 64 dimensions: 0.125 by chance
             others = [i for i in range(len(table)) if i not in new]
             assert torch.equal(after[name][others], table[others])
         else:
             assert torch.equal(after[name], table)
     assert torch.equal(rows(raw_llama)["lm_head.weight"], before["lm_head.weight"])  # the user's own files stay
+
+
+def test_rows_of_a_native_template_are_set_where_the_base_never_trained_them(raw_llama: Path, tmp_path: Path) -> None:
+    before, facts = rows(raw_llama), Template.load(prepare(str(raw_llama), NATIVE_TEMPLATE, tmp_path)).facts
+    assert [[t["token"] for t in table["tokens"] if t["initialised"]] for table in facts["rows"]] == [
+        ["<|start_header_id|>", "<|eot_id|>", "<|end_header_id|>"]
+    ] * 2
+    before["lm_head.weight"][1009] = before["lm_head.weight"][5]  # an <|eot_id|> that was trained, in one table
+    save_file(before, raw_llama / "model.safetensors", metadata={"format": "pt"})
+    folder = prepare(str(raw_llama), NATIVE_TEMPLATE, tmp_path)
+    assert torch.equal(rows(folder)["lm_head.weight"][1009], before["lm_head.weight"][5])
+    assert not torch.equal(rows(folder)["model.embed_tokens.weight"][1009], before["model.embed_tokens.weight"][1009])
+
+
+def test_rows_beyond_the_vocabulary_do_not_count_as_trained(raw_llama: Path, tmp_path: Path) -> None:
+    tables = rows(raw_llama)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tables[name] = torch.cat([tables[name], torch.full((8, 64), 100.0)])  # as padding to a multiple leaves them
+    save_file(tables, raw_llama / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((raw_llama / "config.json").read_text())
+    (raw_llama / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 8}))
+    facts = Template.load(prepare(str(raw_llama), LLAMA_TEMPLATE, tmp_path)).facts
+    assert [table["trained_rows"] for table in facts["rows"]] == [1000, 1000]
+    assert max(token["norm"] for table in facts["rows"] for token in table["tokens"]) < 1
 
 
 def test_the_report_tells_norms_before_and_after(tiny_llama: Path) -> None:
@@ -257,6 +284,11 @@ def test_the_report_tells_norms_before_and_after(tiny_llama: Path) -> None:
         assert by_token["<|im_end|>"]["initialised"] and not by_token["<|begin_of_text|>"]["initialised"]
         assert by_token["<|im_end|>"]["norm_before"] < 0.01 * table["trained_norm_mean"]  # it was never trained
         assert by_token["<|im_end|>"]["norm"] > 10 * by_token["<|im_end|>"]["norm_before"]
+    assert surgery.words(facts["rows"])[2] == (
+        "model.embed_tokens.weight: <|im_end|> (1003) set, norm "
+        f"{facts['rows'][0]['tokens'][2]['norm_before']:.3g} -> {facts['rows'][0]['tokens'][2]['norm']:.3g}; median of "
+        f"1,000 trained rows {facts['rows'][0]['trained_norm_median']:.3g}"
+    )
     with safe_open(tiny_llama / "model.safetensors", framework="pt") as file:
         stop = file.get_slice("lm_head.weight")[by_token["<|im_end|>"]["id"]]
     assert by_token["<|im_end|>"]["norm"] == pytest.approx(float(stop.norm()), rel=1e-5)
@@ -280,9 +312,8 @@ def test_a_token_that_is_in_the_models_vocabulary_is_renamed_there_too(raw_llama
         ({"renames": {}}, r"no start token: '<\|im_start\|>' is no special token"),
         ({"pad": ""}, "no pad token: it names none"),
         ({"pad": "<|im_end|>"}, r"the padding token of .* is the stop token"),
-        ({"bos": "<|im_start|>"}, "starts every message too"),
+        ({"bos": "<|im_start|>"}, "would stand 6 times in a conversation of 5 messages"),
         ({"bos": "<s>"}, "no bos token: '<s>' is no special token"),
-        ({"name": "alpaca"}, "known templates: chatml"),
         ({"renames": {"<|reserved_special_token_0|>": "<|end_of_text|>"}}, "has a token '<|end_of_text|>' already"),
     ],
 )

@@ -1,15 +1,16 @@
-"""Conversations as tokens: the contract between tokenizer, template and model, on a tiny Llama and on SmolLM2."""
+"""Conversations as tokens: ids, mask and what a folder needs, on a tiny Llama and on SmolLM2, in every template."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cathpc.errors import ChangedError, UserError
-from cathpc.models.template import Template, check_contract
+from cathpc.models.template import MARKERS, Template
 
 CHAT = [
     {"role": "system", "content": "You are brief."},
@@ -20,11 +21,16 @@ CHAT = [
 ]
 
 
-@pytest.fixture(params=["tiny_llama", "smollm2"])
+@pytest.fixture(params=["tiny_llama", "native_llama", "smollm2", "own_smollm2"])
 def folder(request: pytest.FixtureRequest) -> Path:
-    """Every test below holds for both models."""
+    """Every test below holds for both models and all templates."""
     folder: Path = request.getfixturevalue(request.param)
     return folder
+
+
+def plain(template: Template) -> Callable[[str], list[int]]:
+    """Ids of plain text."""
+    return lambda text: template.raw.encode(text, add_special_tokens=False).ids
 
 
 def edited(folder: Path, target: Path, name: str, **changes: object) -> Path:
@@ -35,14 +41,13 @@ def edited(folder: Path, target: Path, name: str, **changes: object) -> Path:
     return target
 
 
-def test_ids_are_bos_then_header_content_stop_newline_for_each_message(folder: Path) -> None:
-    template = Template.load(folder)
+@pytest.mark.parametrize("model", ["tiny_llama", "smollm2"])
+def test_ids_of_chatml_are_bos_then_header_content_stop_newline_for_each_message(
+    model: str, request: pytest.FixtureRequest
+) -> None:
+    template = Template.load(request.getfixturevalue(model))
     ids, _ = template.encode([{"role": "user", "content": "  Hello \n"}], generation_prompt=True)
-    raw = template.raw
-
-    def text(value: str) -> list[int]:
-        return raw.encode(value, add_special_tokens=False).ids
-
+    text = plain(template)
     assert ids == [
         template.bos_id,
         template.start_id,
@@ -53,6 +58,31 @@ def test_ids_are_bos_then_header_content_stop_newline_for_each_message(folder: P
         template.start_id,
         *text("assistant\n"),
     ]
+
+
+def test_ids_of_llama3_are_bos_then_framed_role_two_newlines_content_stop_for_each_message(native_llama: Path) -> None:
+    template = Template.load(native_llama)
+    ids, _ = template.encode([{"role": "user", "content": "  Hello \n"}], generation_prompt=True)
+    text, special = plain(template), template.raw.token_to_id
+    header, end = special("<|start_header_id|>"), special("<|end_header_id|>")
+    assert ids == [
+        special("<|begin_of_text|>"),
+        *(header, *text("user"), end, *text("\n\n"), *text("Hello"), special("<|eot_id|>")),
+        *(header, *text("assistant"), end, *text("\n\n")),
+    ]
+
+
+def test_ids_of_a_models_own_template_are_its_rendering_with_one_bos_in_front(own_smollm2: Path) -> None:
+    template = Template.load(own_smollm2)
+    ids, _ = template.encode([{"role": "user", "content": " Hello\n"}], generation_prompt=True)
+    assert template.raw.decode(ids, skip_special_tokens=False) == (
+        "<|endoftext|><|im_start|>system\n"
+        "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert template.facts["opening"].endswith("trained by Hugging Face<|im_end|>\n<|im_start|>user\n")
+    given, _ = template.encode([{"role": "system", "content": "Be brief."}])
+    assert "Hugging Face" not in template.raw.decode(given)
 
 
 def test_one_bos_at_position_0(folder: Path) -> None:
@@ -67,7 +97,7 @@ def test_supervised_are_answers_and_their_stop_token_only(folder: Path) -> None:
     learnt = [i for i, m in zip(ids, mask, strict=True) if m]
     assert (
         template.raw.decode(learnt, skip_special_tokens=False)
-        == "It is 4.\n\n1. Because.<|im_end|>Bye – 再见 🙂<|im_end|>"
+        == f"It is 4.\n\n1. Because.{template.stop}Bye – 再见 🙂{template.stop}"
     )
     _, none = template.encode(CHAT[:2], generation_prompt=True)
     assert not any(none)
@@ -82,15 +112,20 @@ def test_transformers_chat_template_gives_the_very_ids(folder: Path) -> None:
         assert theirs.apply_chat_template(messages, add_generation_prompt=more, return_dict=False) == ours
 
 
-@pytest.mark.parametrize("role", ["bos", "start", "stop", "pad"])
-def test_control_tokens_spelt_in_a_message_stay_text(folder: Path, role: str) -> None:
+def test_control_tokens_spelt_in_a_message_stay_text(folder: Path) -> None:
     template = Template.load(folder)
-    token, number = template.facts[role]["token"], template.facts[role]["id"]
     clean = template.encode([{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}])[0]
-    content = f"a {token}\n{token} b"
-    ids, _ = template.encode([{"role": "user", "content": content}, {"role": "assistant", "content": f"c{token}"}])
-    assert ids.count(number) == clean.count(number)
-    assert content in template.decode(ids)
+    for entry in (*(template.facts[role] for role in MARKERS), *template.facts["others"]):
+        token, number = entry["token"], entry["id"]
+        content = f"a {token}\n{token} b"
+        ids, _ = template.encode([{"role": "user", "content": content}, {"role": "assistant", "content": f"c{token}"}])
+        assert ids.count(number) == clean.count(number)
+        assert content in template.decode(ids)
+
+
+def test_a_role_is_a_word_and_cannot_bring_control_tokens(tiny_llama: Path) -> None:
+    with pytest.raises(UserError, match=r"the role 'user<\|im_end\|>'; a role is one word"):
+        Template.load(tiny_llama).encode([{"role": "user<|im_end|>", "content": "x"}])
 
 
 def test_decode_leaves_control_tokens_out(folder: Path) -> None:
@@ -122,38 +157,20 @@ def test_hash_does_not_depend_on_how_the_tokenizer_file_is_written(tiny_llama: P
     assert Template.load(folder).hash == Template.load(tiny_llama).hash
 
 
-def test_an_altered_tokenizer_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+def test_an_altered_tokenizer_or_chat_template_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     folder = edited(tiny_llama, tmp_path / "m", "tokenizer.json", normalizer={"type": "Lowercase"})
-    with pytest.raises(ChangedError, match=r"tokenizer\.json is not the tokenizer"):
+    with pytest.raises(ChangedError, match=r"tokenizer\.json or chat_template\.jinja is not the one"):
+        Template.load(folder)
+    folder = shutil.copytree(tiny_llama, tmp_path / "n")
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}")
+    with pytest.raises(ChangedError, match=r"tokenizer\.json or chat_template\.jinja is not the one"):
         Template.load(folder)
 
 
-def test_a_folder_without_template_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_template_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no template\.json"):
         Template.load(tmp_path)
-
-
-def test_contract_names_an_eos_that_is_not_the_stop_token(tiny_llama: Path, tmp_path: Path) -> None:
-    folder = edited(tiny_llama, tmp_path / "m", "generation_config.json", eos_token_id=1)
-    with pytest.raises(UserError, match=r"generation_config\.json says EOS"):
-        check_contract(folder)
-
-
-def test_contract_names_a_chat_template_that_gives_other_ids(tiny_llama: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_llama, tmp_path / "m")
-    jinja = (folder / "chat_template.jinja").read_text()
-    (folder / "chat_template.jinja").write_text(jinja.replace("{{- bos_token }}", ""))
-    with pytest.raises(UserError, match="chat template gives other ids"):
-        check_contract(folder)
-
-
-def test_contract_names_padding_that_is_the_stop_token(tiny_llama: Path, tmp_path: Path) -> None:
-    from cathpc.models.template import template_hash
-
-    folder = shutil.copytree(tiny_llama, tmp_path / "m")
-    facts = json.loads((folder / "template.json").read_text())
-    facts["pad"] = facts["stop"]
-    facts["hash"] = template_hash(json.loads((folder / "tokenizer.json").read_text()), facts)
-    (folder / "template.json").write_text(json.dumps(facts))
-    with pytest.raises(UserError, match="both stop and padding token"):
-        check_contract(folder)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match=r"has no chat_template\.jinja; prepare or export the model again"):
+        Template.load(folder)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cathpc.data import pack
+from cathpc.data import encode, pack, ragged
+from cathpc.data.bins import best_fit_decreasing
 from cathpc.data.config import PackConfig
 from cathpc.errors import UserError
 from cathpc.models.config import TemplateConfig
 from cathpc.models.template import Template
 from cathpc.record import RECORD_SCHEMA, heldout
+from cathpc.train import batches
 
 TEMPLATE = TemplateConfig(
     bos="<|begin_of_text|>",
@@ -55,18 +60,70 @@ def packed(base: Path, folder: Path, conversations: list[list[dict[str, str]]], 
     return pack.run(SimpleNamespace(pack=settings), {"cards": cards, "base": base}, out)  # type: ignore[arg-type]
 
 
-def test_best_fit_decreasing_places_everything_once_and_wastes_little() -> None:
-    draw = random.Random(0)
-    lengths = [draw.randint(1, 700) for _ in range(5000)]
-    bins = pack.best_fit_decreasing(lengths, 1000)
-    assert sorted(i for members in bins for i in members) == list(range(5000))
-    assert max(sum(lengths[i] for i in members) for members in bins) <= 1000
-    assert sum(lengths) / (len(bins) * 1000) > 0.98
-    assert pack.best_fit_decreasing(lengths, 1000) == bins
+def placed(lengths: list[int], capacity: int) -> list[list[int]]:
+    order, starts = best_fit_decreasing(np.array(lengths, np.int32), capacity)
+    return [order[start:end].tolist() for start, end in pairwise(starts)]
+
+
+def one_by_one(lengths: list[int], capacity: int) -> list[list[int]]:
+    """Best-fit decreasing as one would write it down: for each value a look at every bin."""
+    bins: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # and since when
+    for now, i in enumerate(sorted(range(len(lengths)), key=lambda i: -lengths[i])):
+        fitting = [(room, since, number) for number, (room, since) in enumerate(rooms) if room >= lengths[i]]
+        if fitting:
+            room, _, number = min(fitting)
+        else:
+            room, number = capacity, len(bins)
+            bins.append([])
+            rooms.append((capacity, now))
+        bins[number].append(i)
+        rooms[number] = (room - lengths[i], now)
+    return bins
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_placement_is_best_fit_decreasing_to_the_value(seed: int) -> None:
+    draw = random.Random(seed)
+    capacity = draw.randint(1, 80)
+    longest = draw.randint(1, capacity)
+    lengths = [draw.randint(1, longest) for _ in range(draw.randint(1, 400))]
+    assert placed(lengths, capacity) == one_by_one(lengths, capacity)
 
 
 def test_the_longest_goes_first_and_into_the_fullest_row_that_has_room() -> None:
-    assert pack.best_fit_decreasing([2, 7, 5, 3], 10) == [[1, 3], [2, 0]]
+    assert placed([2, 7, 5, 3], 10) == [[1, 3], [2, 0]]
+    assert placed([], 10) == []
+
+
+def test_three_hundred_thousand_records_are_placed_once_each_within_little_memory() -> None:
+    lengths = np.clip(np.random.default_rng(0).lognormal(5.3, 0.7, 300_000), 10, 8192).astype(np.int32)
+    tracemalloc.start()
+    order, starts = best_fit_decreasing(lengths, 8192)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.array_equal(np.sort(order), np.arange(300_000))
+    full = np.add.reduceat(lengths[order], starts[:-1])
+    assert full.max() <= 8192
+    assert full.mean() / 8192 > 0.999
+    assert peak < 300_000 * 40
+
+
+def test_values_of_different_lengths_change_places_in_memory_and_in_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(1, 9, 200)
+    values = np.split(np.arange(lengths.sum(), dtype=np.int32), np.cumsum(lengths)[:-1])
+    order = draw.permutation(200)
+    flat = np.concatenate(values)
+    assert np.array_equal(ragged.take(ragged.column(flat, lengths), order), np.concatenate([values[i] for i in order]))
+    flat.tofile(tmp_path / "flat")
+    groups = draw.integers(-1, 5, 200)
+    monkeypatch.setattr(ragged, "CHUNK", 50)
+    ragged.group(tmp_path / "flat", tmp_path / "grouped", lengths, groups)
+    wanted = [values[i] for group in range(5) for i in np.flatnonzero(groups == group)]
+    assert np.array_equal(np.fromfile(tmp_path / "grouped", np.int32), np.concatenate(wanted))
 
 
 def test_arrays_hold_each_conversation_as_the_template_encodes_it(base: Path, tmp_path: Path) -> None:
@@ -94,11 +151,74 @@ def test_arrays_hold_each_conversation_as_the_template_encodes_it(base: Path, tm
     assert summary["train"]["efficiency"] == pytest.approx((~padding).mean())
 
 
-def test_the_first_token_of_a_segment_is_no_label_even_where_the_template_says_so(tmp_path: Path) -> None:
-    flat = pack._Flat(tmp_path / "x")
-    flat.add("a", [5, 6, 7], [True, True, True])
-    pack._write(tmp_path / "train", flat, [0], 8, 0)
-    assert np.load(tmp_path / "train/labels.npy").tolist() == [[-100, 6, 7, -100, -100, -100, -100, -100]]
+def test_the_first_token_of_a_segment_is_no_label_even_where_the_template_says_so(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Template, "encode", lambda self, messages: ([5, 6, 7], [True, True, True]))
+    packed(base, tmp_path, [conversation(0, 3)], seq_len=16)
+    assert np.load(tmp_path / "out/train/labels.npy").tolist() == [[-100, 6, 7] + [-100] * 13]
+
+
+def test_blocks_of_rows_give_the_bytes_of_one_block(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversations = [conversation(i, 3 + i % 17) for i in range(40)]
+    one = packed(base, tmp_path, conversations)
+    monkeypatch.setattr(pack, "BLOCK_TOKENS", 128)  # two rows
+    monkeypatch.setattr(pack, "GROUP_TOKENS", 320)  # five
+    monkeypatch.setattr(ragged, "CHUNK", 100)
+    (tmp_path / "blocks").mkdir()
+    assert packed(base, tmp_path / "blocks", conversations)["train"] == one["train"]
+    assert one["train"]["bins"] > 10
+    for name in (*pack.ARRAYS, "counts"):
+        file = f"out/train/{name}.npy"
+        assert (tmp_path / file).read_bytes() == (tmp_path / "blocks" / file).read_bytes()
+    tables = [pq.read_table(folder / "out/train/segments.parquet") for folder in (tmp_path, tmp_path / "blocks")]
+    assert tables[0] == tables[1]
+
+
+def test_the_number_of_workers_changes_no_byte(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "BATCH", 4)
+    conversations = [conversation(i, 3 + 11 * i % 60) for i in range(30)]
+    digests = set()
+    for workers in (1, 2, 3):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        digests.add(packed(base, folder, conversations, eval_share=0.2, workers=workers)["digest"])
+        digests.add((folder / "out/aside.jsonl").read_text())
+    assert len(digests) == 2
+
+
+def test_work_that_is_shared_comes_back_in_order_and_a_fault_is_told() -> None:
+    assert list(encode.in_order(abs, range(-20, 0), 2)) == list(range(20, 0, -1))
+    with pytest.raises(ValueError, match="invalid literal"):
+        list(encode.in_order(int, ["1", "x", *"23456789"], 2))
+
+
+def test_rows_tell_their_counts_and_their_records_by_name(base: Path, tmp_path: Path) -> None:
+    summary = packed(base, tmp_path, [conversation(i, 3 + i % 5) for i in range(12)])
+    folder = tmp_path / "out/train"
+    data = batches.load(folder, summary["pad_id"])
+    assert data.bins == summary["train"]["bins"] > 1
+    assert data.tokens.tolist() == (data.segment_ids > 0).sum(1).tolist()
+    assert data.supervised.tolist() == (data.labels != -100).sum(1).tolist()
+    rows: dict[int, list[str]] = {}
+    for row in pq.read_table(folder / "segments.parquet").to_pylist():
+        rows.setdefault(row["bin"], []).append(row["id"])
+    assert {row: batches.record_ids(folder, row) for row in rows} == rows
+    empty = batches.load(tmp_path / "out/eval", summary["pad_id"])
+    assert (empty.bins, empty.input_ids.shape, len(empty.tokens)) == (0, (0, 64), 0)
+
+
+def test_rows_that_were_seen_tell_how_often_each_record_was(base: Path, tmp_path: Path) -> None:
+    summary = packed(base, tmp_path, [conversation(i, 3 + i % 5) for i in range(12)])
+    folder = tmp_path / "out/train"
+    rows = range(summary["train"]["bins"])
+    assert batches.record_counts(folder, Counter({row: 4 for row in rows})) == {4: 12}
+    last = len(batches.record_ids(folder, rows[-1]))
+    assert batches.record_counts(folder, {row: 4 for row in rows[:-1]}) == {4: 12 - last, 0: last}
+    with pytest.raises(IndexError):
+        batches.record_counts(folder, {len(rows): 4})
 
 
 def test_over_long_and_unlearnable_records_are_set_aside_by_name(base: Path, tmp_path: Path) -> None:
@@ -122,7 +242,7 @@ def test_a_prompt_is_held_out_by_its_hash_alone(base: Path, tmp_path: Path) -> N
         split: {row["id"] for row in pq.read_table(tmp_path / f"out/{split}/segments.parquet").to_pylist()}
         for split in pack.SPLITS
     }
-    expected = {f"r{i}" for i, c in enumerate(conversations) if heldout(c, 0.3, seed=pack.EVAL_SEED)}
+    expected = {f"r{i}" for i, c in enumerate(conversations) if heldout(c, 0.3, seed=encode.EVAL_SEED)}
     assert ids["eval"] == expected
     assert 5 < summary["eval"]["records"] < 50
     assert {int(i[1:]) % 40 for i in ids["eval"]}.isdisjoint(int(i[1:]) % 40 for i in ids["train"])

@@ -1,20 +1,24 @@
-"""Loss, schedule, stop flag, logs, and what a checkpoint's manifest catches."""
+"""Loss, schedule, stop flag, logs, and the guards of a training."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from cathpc.errors import UserError
-from cathpc.train import checkpoint, engine, metrics, stop
+from cathpc.errors import EXIT_AGAIN, UserError
+from cathpc.train import engine, metrics, passed, slow, stop
 from cathpc.train.config import Schedule, TrainConfig
+from cathpc.train.guard import Guard
 from cathpc.train.loss import sum_cross_entropy
 from cathpc.train.schedule import lr_factor
 
@@ -47,21 +51,20 @@ def test_the_loss_in_bfloat16_is_summed_in_float32() -> None:
 # --- schedule -------------------------------------------------------------------------------------------------------
 
 
-def test_warm_up_is_linear_and_cosine_ends_at_the_floor() -> None:
+def test_warm_up_is_linear_in_tokens_and_cosine_ends_at_the_floor() -> None:
     config = TrainConfig(warmup_share=0.1, min_lr_ratio=0.1, schedule=Schedule.cosine)
-    factors = [lr_factor(config, step, 100) for step in range(100)]
+    factors = [lr_factor(config, seen, 1000) for seen in range(10, 1001, 10)]
     assert factors[:10] == pytest.approx([0.1 * (k + 1) for k in range(10)])
-    assert factors[10] == 1.0
     assert factors[99] == pytest.approx(0.1)
-    assert factors[54] == pytest.approx(0.55, abs=0.01)
+    assert lr_factor(config, 550, 1000) == pytest.approx(0.55)
     assert factors[9:] == sorted(factors[9:], reverse=True)
 
 
-def test_wsd_stays_up_and_reaches_its_floor_in_the_last_step_and_constant_stays() -> None:
+def test_wsd_stays_up_and_reaches_its_floor_with_the_last_token_and_constant_stays() -> None:
     wsd = TrainConfig(warmup_share=0.0, min_lr_ratio=0.0, schedule=Schedule.wsd)
-    assert [lr_factor(wsd, step, 10) for step in range(10)] == pytest.approx([1.0] * 8 + [0.5, 0.0])
+    assert [lr_factor(wsd, seen, 100) for seen in range(10, 101, 10)] == pytest.approx([1.0] * 8 + [0.5, 0.0])
     flat = TrainConfig(warmup_share=0.0, schedule=Schedule.constant)
-    assert {lr_factor(flat, step, 10) for step in range(10)} == {1.0}
+    assert {lr_factor(flat, seen, 10) for seen in range(1, 11)} == {1.0}
 
 
 # --- batch arithmetic -----------------------------------------------------------------------------------------------
@@ -100,7 +103,7 @@ def test_steps_of_a_killed_attempt_are_superseded_and_its_half_line_is_skipped(t
     log = metrics.Log(path, 0)
     for step in (1, 2, 3):
         log.write({"global_step": step, "loss": 10.0 + step})
-    log.file.write('{"attempt": 1, "global_step": 4, "lo')
+    log.file.write(b'{"attempt": 1, "global_step": 4, "lo')
     log.close()
     again = metrics.Log(path, 2)
     assert again.attempt == 2
@@ -113,58 +116,110 @@ def test_steps_of_a_killed_attempt_are_superseded_and_its_half_line_is_skipped(t
     assert (last["loss"], last["eval_loss"], last["seconds"]) == (20.0, 5.0, {"step": 1.0, "eval": 2.0})
 
 
-# --- checkpoints ----------------------------------------------------------------------------------------------------
+def test_goodput_is_the_time_of_steps_that_count_over_the_time_of_all_attempts(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [
+        {"attempt": 1, "start": True, "global_step": 0, "time": 100.0},
+        {"attempt": 1, "global_step": 1, "step_s": 10.0, "time": 120.0},
+        {"attempt": 1, "global_step": 2, "step_s": 10.0, "time": 130.0},
+        {"attempt": 1, "global_step": 2, "seconds": {"save": 5.0}, "time": 135.0},
+        {"attempt": 1, "global_step": 3, "step_s": 10.0, "time": 145.0},  # taken again by the second attempt
+        {"attempt": 2, "start": True, "global_step": 2, "time": 200.0},
+        {"attempt": 2, "global_step": 3, "step_s": 10.0, "time": 220.0},
+        {"attempt": 2, "global_step": 4, "step_s": 5.0, "fault": "a spike", "time": 225.0},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert metrics.held_s(path) == 45 + 25
+    assert metrics.goodput(path) == pytest.approx(30 / 70)
 
 
-def committed(folder: Path, step: int) -> Path:
-    """A checkpoint as `save` leaves it, without an engine."""
-    path = folder / checkpoint.folder_name(step)
-    path.mkdir(parents=True)
-    files = {}
-    for name in ("a.pt", "b.pt"):
-        (path / name).write_bytes(os.urandom(1000))
-        digest, size = checkpoint._sha256(path / name)
-        files[name] = {"sha256": digest, "bytes": size}
-    (path / "manifest.json").write_text(json.dumps({"step": step, "files": files}))
-    return path
+def test_fault_42_a_full_disk_ends_no_training_and_its_lines_come_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = metrics.Log(tmp_path / "metrics.jsonl", 0)
+
+    class Full:
+        def write(self, text: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+    real, log.file = log.file, Full()  # type: ignore[assignment]
+    for step in (1, 2):
+        log.write({"global_step": step})
+    assert capsys.readouterr().out.count("No space left on device") == 1
+    log.file = real
+    log.write({"global_step": 3})
+    log.close()
+    assert [row["global_step"] for row in metrics.read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    monkeypatch.setattr("builtins.print", lambda *a, **k: Full().write(b""))
+    metrics.say("a line for a log on a full disk")
 
 
-def test_only_folders_with_a_manifest_are_committed_and_steps_sort_as_numbers(tmp_path: Path) -> None:
-    for step in (2, 1_000_000, 999_999):
-        committed(tmp_path, step)
-    (tmp_path / "step-2000000").mkdir()
-    (tmp_path / ".tmp-step-000003").mkdir()
-    assert [p.name for p in checkpoint.committed(tmp_path)] == ["step-1000000", "step-999999", "step-000002"]
+# --- the guard ------------------------------------------------------------------------------------------------------
 
 
-def test_a_flipped_byte_a_cut_file_and_a_missing_one_are_found(tmp_path: Path) -> None:
-    path = committed(tmp_path, 1)
-    assert checkpoint.verify(path) == ""
-    whole = (path / "b.pt").read_bytes()
-    (path / "b.pt").write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
-    assert "b.pt is not the file that was saved" in checkpoint.verify(path)
-    assert checkpoint.verify(path, share=0, shares=2) == "", "the first rank's share is a.pt"
-    assert "b.pt" in checkpoint.verify(path, share=1, shares=2)
-    (path / "b.pt").write_bytes(whole[:-1])
-    assert "(999 bytes, 1000 recorded)" in checkpoint.verify(path)
-    (path / "b.pt").unlink()
-    assert "b.pt cannot be read" in checkpoint.verify(path)
-    (path / "manifest.json").write_text("{")
-    assert "manifest.json cannot be read" in checkpoint.verify(path)
+def watched(norms: list[float], *, loss: float = 1.0, **config: Any) -> Guard:
+    guard = Guard(TrainConfig(**{"spike_window": 16, "spike_sigmas": 5.0, "clip": 1.0, **config}))
+    guard.loss = loss
+    for norm in norms:
+        guard.refuses(norm)
+    return guard
 
 
-def test_random_generators_go_on_where_they_were() -> None:
-    def draw() -> list[float]:
-        return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.randn(1).item()]
-
-    draw()
-    state = json.loads(json.dumps(checkpoint.rng_state()))
-    expected = [draw(), draw()]
-    checkpoint.set_rng_state(state)
-    assert [draw(), draw()] == expected
+def test_a_spike_is_refused_and_not_remembered() -> None:
+    guard = watched([2.0, 2.2, 1.9, 2.1])
+    assert not guard.refuses(2.9), "ordinary noise"
+    assert guard.refuses(20.0)
+    assert guard.fault.startswith("the gradient norm 20 is a spike: over ")
+    assert guard.bad == 1 and 20.0 not in guard.norms
+    assert not guard.refuses(2.0) and guard.bad == 0
 
 
-def test_files_of_other_classes_than_deepspeeds_are_not_unpickled(tmp_path: Path) -> None:
-    torch.save({"x": Path("/")}, tmp_path / "evil.pt")
-    with pytest.raises(Exception, match="Weights only load failed"):
-        checkpoint.read_states(tmp_path / "evil.pt")
+def test_no_spike_is_seen_before_a_quarter_of_the_window_nor_under_the_clip_nor_when_switched_off() -> None:
+    assert not watched([2.0, 2.0, 2.0]).refuses(50.0)
+    assert not watched([0.01] * 8).refuses(0.9)
+    assert not watched([2.0] * 8, spike_sigmas=0.0).refuses(1e9)
+
+
+@pytest.mark.parametrize("norm", [float("nan"), float("inf"), -1.0])
+def test_what_is_not_finite_is_refused_from_the_first_step_on(norm: float) -> None:
+    assert watched([]).refuses(norm)
+    assert watched([], loss=float("nan")).refuses(1.0)
+
+
+def test_a_guard_with_its_memory_back_decides_the_same() -> None:
+    norms = [2.0 + 0.1 * math.sin(k) for k in range(30)]
+    one = watched(norms)
+    state = json.loads(json.dumps(list(one.norms)))
+    other = Guard(one.config, state)
+    other.loss = 1.0
+    assert [one.refuses(n) for n in (2.0, 4.0, 2.2)] == [other.refuses(n) for n in (2.0, 4.0, 2.2)]
+    assert list(one.norms) == list(other.norms)
+
+
+# --- the watchdog, stragglers, steps passed over --------------------------------------------------------------------
+
+
+def test_fault_10_a_rank_that_stands_still_ends_with_its_stacks_in_the_log() -> None:
+    code = (
+        "import time\nfrom cathpc.train.watchdog import Watchdog\n"
+        "with Watchdog(0.5, rank=3) as watchdog:\n"
+        "    for _ in range(8):\n        time.sleep(0.1)\n        watchdog.beat('a step')\n"
+        "    watchdog.beat('step 7')\n    time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == EXIT_AGAIN
+    assert "rank 3 has not moved for" in done.stderr and "in step 7" in done.stderr
+    assert 'File "<string>", line 8' in done.stderr, "where it stood"
+
+
+def test_a_slow_rank_is_named_and_even_ones_are_not() -> None:
+    assert slow.report(np.array([1.0, 1.1, 1.0, 1.7])) == {"slow_ranks": [3]}
+    assert slow.report(np.array([1.0, 1.1, 1.0, 1.2])) == {}
+    assert slow.report(np.zeros(4)) == {}
+
+
+def test_steps_of_a_rollback_are_passed_over(tmp_path: Path) -> None:
+    assert passed.read(tmp_path) == []
+    passed.add(tmp_path, 5, 7)
+    passed.add(tmp_path, 20, 20)
+    assert [step for step in range(30) if passed.over(passed.read(tmp_path), step)] == [5, 6, 7, 20]
