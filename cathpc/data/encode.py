@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cathpc.errors import UserError
 from cathpc.models.template import Template
 from cathpc.record import heldout, unit_hash
 
@@ -47,7 +48,7 @@ class Encoded:
     records: dict[str, np.ndarray]
     """RECORD [records]."""
     aside: list[dict[str, Any]]
-    """id, reason and number of tokens."""
+    """id, reason and number of tokens; where the template refuses the conversation, also what it says."""
 
 
 def encoded(source: Path, model: Path, seq_len: int, eval_share: float, workers: int) -> Iterator[Encoded]:
@@ -92,7 +93,11 @@ def _encode(model: Path, seq_len: int, eval_share: float, batch: tuple[int, pa.R
     records: dict[str, list[tuple[int, int, int, float]]] = {split: [] for split in SPLITS}
     aside = []
     for row, record in enumerate(batch[1].to_pylist(), batch[0]):
-        ids, mask = template.encode(record["messages"])
+        try:
+            ids, mask = template.encode(record["messages"])
+        except UserError as refusal:  # the model's own template may want other roles
+            aside.append({"id": record["id"], "reason": "refused_by_template", "tokens": 0, "detail": str(refusal)})
+            continue
         learned = np.array(mask)
         learned[0] = False  # nothing in its own segment precedes it
         if reason := _unusable(learned, seq_len):

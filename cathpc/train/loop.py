@@ -181,7 +181,7 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
             )
             progress.report(out, step, total, "steps", note=f"loss {guard.loss:.3f}")
         if guard.fault and not passing:
-            _bad(train, out, folder, guard, step, total)
+            _bad(train, out, keeper, guard, step, total)
 
         at.evaluated = True
         if step % train.eval_every_steps == 0 or step == total:
@@ -263,17 +263,19 @@ def _save(keeper: checkpoint.Saver, step: int, at: Position, logs: Logs | None, 
         logs.metrics.write({"global_step": step, "seconds": seconds, "time": time.time()})
 
 
-def _bad(train: TrainConfig, out: Path, folder: Path, guard: Guard, step: int, total: int) -> None:
+def _bad(train: TrainConfig, out: Path, keeper: checkpoint.Saver, guard: Guard, step: int, total: int) -> None:
     """What follows a step that the guard refused; returns where the training goes on without it."""
     what = f"step {step} of {total}: {guard.fault}"
+    if train.on_spike is OnSpike.skip and guard.bad < train.max_skips:
+        return
+    keeper.finish(verify=False)  # a save that is under way is the newest one once it ends
+    folder = keeper.folder
     newest = next((checkpoint.step_of(path) for path in checkpoint.committed(folder)), 0)
     remedy = f"Lower train.lr={train.lr:g} or train.clip={train.clip:g}; {folder} holds step {newest}."
     if train.on_spike is OnSpike.fail:
         raise UserError(f"{what}. {remedy}")
     if train.on_spike is OnSpike.skip:
-        if guard.bad >= train.max_skips:
-            raise UserError(f"{what}, as in the {guard.bad - 1} steps before it (train.max_skips). {remedy}")
-        return
+        raise UserError(f"{what}, as in the {guard.bad - 1} steps before it (train.max_skips). {remedy}")
     ranges = passed.read(out)
     if len(ranges) >= train.max_skips:
         raise UserError(f"{what}, after {len(ranges)} rollbacks (train.max_skips). {remedy}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import tracemalloc
 from collections import Counter
 from itertools import pairwise
@@ -20,6 +21,7 @@ from cathpc.data import encode, pack, ragged
 from cathpc.data.bins import best_fit_decreasing
 from cathpc.data.config import PackConfig
 from cathpc.errors import UserError
+from cathpc.models import jinja, template
 from cathpc.models.config import TemplateConfig
 from cathpc.models.template import Template
 from cathpc.record import RECORD_SCHEMA, heldout
@@ -227,6 +229,25 @@ def test_over_long_and_unlearnable_records_are_set_aside_by_name(base: Path, tmp
     aside = [json.loads(line) for line in (tmp_path / "out/aside.jsonl").read_text().splitlines()]
     assert [(row["id"], row["reason"]) for row in aside] == [("r0", "too_long"), ("r1", "nothing_supervised")]
     assert summary["aside"] == {"too_long": 1, "nothing_supervised": 1}
+    assert summary["train"]["records"] == 1
+
+
+def test_a_conversation_that_the_template_refuses_is_set_aside_with_what_it_says(base: Path, tmp_path: Path) -> None:
+    strict = tmp_path / "strict/model"
+    shutil.copytree((base / "model").resolve(), strict)
+    layout = (strict / jinja.FILE).read_text()
+    refuses = "{%- if messages | length > 2 %}{{- raise_exception('one question only') }}{%- endif %}"
+    (strict / jinja.FILE).write_text(refuses + layout)
+    facts = json.loads((strict / template.FILE).read_text())
+    content = json.loads((strict / template.TOKENIZER).read_text())
+    facts["hash"] = template.template_hash(content, facts, refuses + layout)
+    (strict / template.FILE).write_text(json.dumps(facts))
+
+    summary = packed(strict.parent, tmp_path, [conversation(0, 4), conversation(1, 4) + conversation(2, 4)])
+    (aside,) = [json.loads(line) for line in (tmp_path / "out/aside.jsonl").read_text().splitlines()]
+    assert (aside["id"], aside["reason"]) == ("r1", "refused_by_template")
+    assert "one question only" in aside["detail"]
+    assert summary["aside"] == {"refused_by_template": 1}
     assert summary["train"]["records"] == 1
 
 
