@@ -33,6 +33,7 @@ from cathpc.train.writing import TAG
 
 if TYPE_CHECKING:
     from cathpc.config import Config
+    from cathpc.record import Message
 
 SHARD_BYTES = 5_000_000_000
 DTYPE = torch.bfloat16
@@ -187,7 +188,12 @@ def trained(path: Path, step: int) -> dict[str, Any]:
 
 def card(name: str, template: Template, pack: dict[str, Any], facts: dict[str, Any]) -> str:
     """The model card: what it was trained on and how it is prompted."""
-    bos, start, stop = (template.facts[role]["token"] for role in ("bos", "start", "stop"))
+    bos, stop = (template.facts[role]["token"] for role in ("bos", "stop"))
+    messages: list[Message] = [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": "Hello!"},
+    ]
+    prompt = template.text(messages, generation_prompt=True)
     train, held_out = pack["train"], facts["eval_loss"]
     return f"""---
 library_name: transformers
@@ -202,15 +208,12 @@ Training loss after step {facts["step"]:,}: {facts["loss"]:.4f} nats a token\
 {f", held-out loss {held_out:.4f}" if held_out is not None else ""}.
 
 ## Prompt
-ChatML with a BOS, `{bos}`, once at the very start. The system message is a card that says who the model is.
+The template `{template.facts["name"]}`, with one BOS, `{bos}`, at the very start. The system message is a card that \
+says who the model is.
 Generation ends at `{stop}`.
 
 ```
-{bos}{start}system
-You are a helpful assistant.{stop}
-{start}user
-Hello!{stop}
-{start}assistant
+{prompt.rstrip()}
 ```
 
 ```python
@@ -219,8 +222,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 model = AutoModelForCausalLM.from_pretrained("PATH", dtype="bfloat16")
 messages = [
-    {json.dumps({"role": "system", "content": "You are a helpful assistant."})},
-    {json.dumps({"role": "user", "content": "Hello!"})},
+    {json.dumps(messages[0])},
+    {json.dumps(messages[1])},
 ]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 answer = model.generate(**inputs, max_new_tokens=200)
