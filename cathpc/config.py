@@ -159,6 +159,8 @@ def compose(overrides: list[str]) -> Config:
 
     check(config)
     config.cluster.stages = {name: own for name, own in config.cluster.stages.items() if own != JobConfig()}
+    if config.train.resume_from:  # a job runs in another folder, and one training has one fingerprint
+        config.train.resume_from = str(Path(config.train.resume_from).absolute())
     return config
 
 

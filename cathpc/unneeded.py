@@ -118,6 +118,8 @@ def needed(folders: list[Folder], runs: list[Path]) -> tuple[dict[Path, list[str
             pairs |= {(name, folder.name) for name, folder in run.planned.items()}
         except UserError as error:
             unsure.append(f"{run.folder}: {error}")
+        if source := run.config.get("train", {}).get("resume_from"):
+            pairs.add(("train", Path(source).name))
         for pair in pairs & set(known):
             reasons.setdefault(known[pair], []).append(run.name)
     pending = list(reasons)

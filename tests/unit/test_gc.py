@@ -161,6 +161,13 @@ def test_what_a_needed_folder_was_made_from_is_needed(collect: Collect) -> None:
     assert {old_pack, old_cards} <= set(paths(found["needed"]))
 
 
+def test_the_training_that_a_run_goes_on_from_is_needed(collect: Collect) -> None:
+    source = stray()
+    run, _ = make_run("train.resume_from=store/train/" + STRAY)
+    found = collect()
+    assert [row["by"] for row in found["needed"] if row["path"] == str(source)] == [[run.name]]
+
+
 def test_all_folders_of_runs_that_are_named_count(collect: Collect) -> None:
     make_run()
     make_run("train.lr=3e-5", "paths.runs=others")
