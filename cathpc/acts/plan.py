@@ -112,7 +112,13 @@ def _states(config: Config, places: dict[str, Place], *, known: bool) -> dict[st
 
 
 def _refused(config: Config) -> list[str]:
-    """What the cluster at hand would refuse; nothing where there is none to ask."""
+    """What the models' tokenizers, or the cluster at hand, would refuse; nothing of what is not there to ask."""
+    from cathpc.models.contract import check_models
+
+    try:
+        check_models(config)
+    except UserError as error:
+        return [str(error)]
     if config.cluster.kind is not ClusterKind.slurm or shutil.which("scontrol") is None:
         return []
     from cathpc.dispatch import graph

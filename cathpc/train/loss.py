@@ -42,6 +42,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 hidden_grad[here] = slope @ weight
             if weight_grad is not None:
                 weight_grad += slope.t() @ hidden[here]
+            del logits, slope  # else they live on beside the next chunk's
         ctx.dtype = weight.dtype
         ctx.save_for_backward(hidden_grad, weight_grad)
         return total

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cathpc.acts import run
+from cathpc.acts import plan, run
 from cathpc.config import compose
 from cathpc.dispatch import graph
 from cathpc.errors import UserError
@@ -294,7 +294,12 @@ def test_a_tokenizer_in_the_hubs_cache_is_proven_without_a_network(
     ],
 )
 def test_run_on_a_cluster_refuses_a_base_that_cannot_be_trained_before_anything_is_submitted(
-    raw_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, message: str
+    raw_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+    message: str,
 ) -> None:
     file = raw_llama / "tokenizer.json"
     if fault == "weights":
@@ -302,18 +307,21 @@ def test_run_on_a_cluster_refuses_a_base_that_cannot_be_trained_before_anything_
     else:
         missing = "<|reserved_special_token_1|>" if fault == "reserved" else "<|reserved_special_token_"
         file.write_text(file.read_text().replace(missing, missing.replace("reserved", "other")))
-    config = compose(
-        [
-            "+experiment=smoke",
-            "cluster=devcluster",
-            f"model.base={raw_llama}",
-            f"paths.cache={tmp_path / 'cache'}",
-            f"paths.store={tmp_path / 'store'}",
-            f"paths.runs={tmp_path / 'runs'}",
-        ]
-    )
+    overrides = [
+        "+experiment=smoke",
+        "cluster=devcluster",
+        f"model.base={raw_llama}",
+        f"paths.cache={tmp_path / 'cache'}",
+        f"paths.store={tmp_path / 'store'}",
+        f"paths.runs={tmp_path / 'runs'}",
+    ]
+    config = compose(overrides)
+    message = re.sub(r"([(|])", r"\\\1", message)
     monkeypatch.setattr(run, "refuse_unfit", lambda config: None)  # what it says is tested with `plan`
     monkeypatch.setattr(graph, "submit", lambda *a, **k: pytest.fail("something was submitted"))
-    with pytest.raises(UserError, match=re.sub(r"([(|])", r"\\\1", message)):
+    with pytest.raises(UserError, match=message):
         run.submit(config, ["+experiment=smoke"])
+    if fault != "weights":
+        assert plan.main(SimpleNamespace(overrides=overrides, cfg=False, mfu=0.4, tokens=None)) == 0  # type: ignore[arg-type]
+        assert re.search(f"refused: model.base={raw_llama}: .*{message}", capsys.readouterr().out)
     assert not (tmp_path / "runs").exists() and not (tmp_path / "store").exists()
