@@ -66,7 +66,12 @@ _RANGES: tuple[_Rule, ...] = (
     ("train.warmup_share", lambda v: 0 <= v < 1, "must lie in 0..1"),
     ("train.clip", lambda v: v > 0, _POSITIVE),
     ("train.micro_batch", lambda v: v > 0, _POSITIVE),
-    ("train.zero_stage", lambda v: v in (1, 2, 3), "must be one of: 1, 2, 3"),
+    ("train.zero_stage", lambda v: v in (2, 3), "must be 2 or 3"),
+    ("train.max_steps", lambda v: v is None or v > 0, "must be greater than 0, or null"),
+    ("train.spike_sigmas", lambda v: v >= 0, "must not be negative (0 switches the watch off)"),
+    ("train.spike_window", lambda v: v >= 8, "must be at least 8"),
+    ("train.max_skips", lambda v: v > 0, _POSITIVE),
+    ("train.watchdog_s", lambda v: v >= 0, "must not be negative (0 is off)"),
     ("train.save_every_steps", lambda v: v > 0, _POSITIVE),
     ("train.keep_checkpoints", lambda v: v >= 1, "must be at least 1"),
     ("evaluate.max_new_tokens", lambda v: v > 0, _POSITIVE),
@@ -140,6 +145,13 @@ def check(config: Config) -> None:
         )
     if train.attention.name == "flash" and not cluster.gpus_per_node:
         faults.append("train.attention is flash: flash-attention needs GPUs (cluster.gpus_per_node); take sdpa on CPUs")
+    if train.attention.name == "flash" and train.dtype.name == "float32":
+        faults.append("train.attention is flash: its kernels know no float32; take train.dtype=bfloat16, or sdpa")
+    if train.optimizer.name == "adamw8bit" and (train.offload.name != "none" or not cluster.gpus_per_node):
+        faults.append(
+            "train.optimizer is adamw8bit: its kernels run on GPUs alone; take train.offload=none and a cluster with "
+            "GPUs, or train.optimizer=adamw"
+        )
     if cluster.kind is ClusterKind.slurm:
         faults += faults_of(cluster)
         faults += [f"cluster.stages.{n}: there is no such stage" for n in cluster.stages if n not in BY_NAME]

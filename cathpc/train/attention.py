@@ -81,7 +81,9 @@ def arguments(attention: Attention, bounds: list[int], device: torch.device) -> 
     """What the model's forward pass takes for segments at `bounds` ([0, ..., tokens])."""
     if attention is Attention.sdpa:
         return {"bounds": bounds}
-    starts = torch.tensor(bounds, dtype=torch.int32, device=device)
+    starts = torch.tensor(bounds, dtype=torch.int32)
+    if device.type != "cpu":
+        starts = starts.pin_memory().to(device, non_blocking=True)
     longest = max(last - first for first, last in pairwise(bounds))
-    # Given, so that transformers does not look for them in the position ids, which waits for the GPU.
+    # Given, so that no layer looks for them in the position ids, which waits for the GPU.
     return {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}

@@ -99,8 +99,6 @@ class TrainConfig:
     """Keep the checkpointed activations in the memory of the node."""
     fused_kernels: bool = False
     """Liger's RMSNorm, rotary embedding and SwiGLU (GPUs only; the extra `liger`)."""
-    compile: bool = False
-    """torch.compile of each layer."""
     loss_chunk: int = 1024
     """Tokens whose logits exist at the same time."""
     resume_from: str = ""

@@ -224,7 +224,9 @@ def guard(engine: Any, refuses: Callable[[float], bool]) -> None:
             return [norms[0] * 0 - 1.0] * len(norms) if refuses(float(combine_grad_norm_groups(norms))) else norms
 
         optimizer._get_norm_groups = guarded_groups
-    else:
+    else:  # ZeRO-2
+        # It would drop a gradient that is not finite without asking for its norm.
+        optimizer.check_overflow = lambda **_: None
         whole = optimizer.scaled_global_norm
 
         def guarded_norm(*args: Any, **kwargs: Any) -> Any:

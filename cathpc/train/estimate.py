@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cathpc.models.config import Dtype
 from cathpc.models.shape import parameters
 from cathpc.train import memory, metrics
 from cathpc.train.config import Offload
@@ -155,7 +154,8 @@ def steps(train: TrainConfig, epoch: Tokens) -> int:
 
 @dataclass(frozen=True)
 class Measured:
-    """The longest save and the median step of this very training so far, in seconds; 0 where there was none."""
+    """The longest save, the median and the longest step of this very training so far, in seconds; 0 where there was
+    none. A save by way of scratch is as long as the training stood still for it."""
 
     save: float = 0.0
     step: float = 0.0
@@ -193,13 +193,16 @@ class Disk:
 def disk(config: Config, shape: ShapeConfig, epoch: Tokens | None) -> list[Disk]:
     """What base, pack, train and export leave on the disk at most."""
     train = config.train
-    one, weights = memory.checkpoint(train, shape), (2 if train.dtype is Dtype.bfloat16 else 4) * parameters(shape)
+    one, keep = memory.checkpoint(train, shape), train.keep_checkpoints
     rows = [
         Disk("base", 2.0 * parameters(shape), " (2 N)"),
-        Disk("checkpoints", (train.keep_checkpoints + 1) * one, f" ({train.keep_checkpoints} and one being written)"),
+        # A stop cuts the reading back short, and with it the removal of what the newest one replaces.
+        Disk("checkpoints", (keep + 2) * one, f" ({keep}, one not yet read back, one being written)"),
     ]
     if train.save_milestones:
         rows.append(Disk("milestones", train.epochs * one, f" ({train.epochs} epochs)"))
     if epoch:
         rows.append(Disk("packed data", float(BYTES_A_TOKEN * epoch.tokens), ""))
-    return [*rows, Disk("exported model", float(weights), " (w N)")]
+    if train.lora.rank:
+        rows.append(Disk("exported adapter", 4.0 * memory.sizes(train, 1, shape).trained, " (4 n)"))
+    return [*rows, Disk("exported model", 2.0 * parameters(shape), " (2 N)")]

@@ -129,6 +129,12 @@ def faults(config: Config, *, folder: Path | None = None, mfu: float = estimate.
                 f"cluster.lead_s={cluster.lead_s} is too short: a save and a step on either side of the warning take "
                 f"{lead:,} s ({how}). Set cluster.lead_s={lead}, or cluster.disk_gbs to what the disk really writes"
             )
+        if 0 < config.train.watchdog_s < lead:
+            texts.append(
+                f"train.watchdog_s={config.train.watchdog_s:g} takes a rank that saves for one that hangs: two saves "
+                f"and two steps take {lead:,} s ({how}). Set train.watchdog_s={lead}, or cluster.disk_gbs to what the "
+                f"disk really writes"
+            )
         if 2 * max(lead, cluster.lead_s) > cluster.timeout_min * 60:
             texts.append(
                 f"cluster.timeout_min={cluster.timeout_min} leaves no time to train: the warning before its end is "
@@ -141,9 +147,11 @@ def faults(config: Config, *, folder: Path | None = None, mfu: float = estimate.
 def needed_lead(config: Config, known: Known, folder: Path | None, *, mfu: float = estimate.MFU) -> tuple[int, str]:
     """Seconds of warning that the training needs, and from what: measured where it was, else reckoned."""
     seen = estimate.measured(folder)
-    save = seen.save or estimate.save_seconds(config, known.shape)
+    # The save at a stop does not go by way of scratch, whatever the others took.
+    told = 0.0 if config.train.save_through_scratch else seen.save
+    save = told or estimate.save_seconds(config, known.shape)
     step = seen.longest_step or seconds(config.train, config, known, mfu=mfu)
-    how = "measured" if seen.save else f"at {config.cluster.disk_gbs:g} GB/s"
+    how = "measured" if told else f"at {config.cluster.disk_gbs:g} GB/s"
     return estimate.lead_seconds(save, step), f"save {save:,.0f} s, {how}; step {step:,.0f} s"
 
 

@@ -103,7 +103,7 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
 
     scratch = saver.scratch_folder() if train.save_through_scratch else None
     keeper = checkpoint.Saver(folder, engine, same, keep=train.keep_checkpoints, scratch=scratch)
-    bad_ranges = passed.read(out)
+    bad_ranges = passed.same(out)
     clock = Clock(ranks.device())
     logs = Logs(out, first, train) if ranks.rank() == 0 else None
     if not at.evaluated and not _evaluate(train, engine, held_out, first, logs, watchdog):
@@ -181,7 +181,7 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
             )
             progress.report(out, step, total, "steps", note=f"loss {guard.loss:.3f}")
         if guard.fault and not passing:
-            _bad(train, out, keeper, guard, step, total)
+            _bad(train, out, keeper, guard, first, step, total)
 
         at.evaluated = True
         if step % train.eval_every_steps == 0 or step == total:
@@ -191,7 +191,7 @@ def _train(train: TrainConfig, inputs: dict[str, Path], out: Path, watchdog: Wat
         if stopping or milestone or step % train.save_every_steps == 0 or step == total:
             watchdog.beat(f"the save after step {step}")
             _save(keeper, step, at, logs, milestone=milestone, last=stopping)
-        if stopping and step < total:
+        if stopping and (step < total or not at.evaluated):
             raise TryAgainError(
                 f"{_asked()} after step {step} of {total}; the checkpoint {folder / checkpoint.folder_name(step)} is "
                 f"saved. Run the same command to go on from it."
@@ -263,14 +263,17 @@ def _save(keeper: checkpoint.Saver, step: int, at: Position, logs: Logs | None, 
         logs.metrics.write({"global_step": step, "seconds": seconds, "time": time.time()})
 
 
-def _bad(train: TrainConfig, out: Path, keeper: checkpoint.Saver, guard: Guard, step: int, total: int) -> None:
-    """What follows a step that the guard refused; returns where the training goes on without it."""
+def _bad(
+    train: TrainConfig, out: Path, keeper: checkpoint.Saver, guard: Guard, first: int, step: int, total: int
+) -> None:
+    """What follows a step that the guard refused, in an attempt that began after the step `first`; returns where the
+    training goes on without it."""
     what = f"step {step} of {total}: {guard.fault}"
     if train.on_spike is OnSpike.skip and guard.bad < train.max_skips:
         return
     keeper.finish(verify=False)  # a save that is under way is the newest one once it ends
     folder = keeper.folder
-    newest = next((checkpoint.step_of(path) for path in checkpoint.committed(folder)), 0)
+    newest = next((checkpoint.step_of(path) for path in checkpoint.committed(folder)), first)
     remedy = f"Lower train.lr={train.lr:g} or train.clip={train.clip:g}; {folder} holds step {newest}."
     if train.on_spike is OnSpike.fail:
         raise UserError(f"{what}. {remedy}")

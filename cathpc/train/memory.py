@@ -150,14 +150,12 @@ def moment_bytes(optimizer: Optimizer) -> float:
 
 def _states(train: TrainConfig, size: Sizes, shape: ShapeConfig, gpu: bool) -> Iterator[Row]:
     w, n = size.bytes, size.shard
-    whole, every = train.zero_stage < 3, train.zero_stage == 1
+    whole = train.zero_stage < 3
     if not (gpu and train.offload is Offload.parameters):
         yield _row("weights", w * size.parameters / (1 if whole else size.ranks), f"{w} N" + ("" if whole else " / R"))
     if gpu and train.offload is not Offload.none:
         return
-    yield _row(
-        "gradients", 4.0 * (size.trained if every else n), "4 n" + ("" if every else " / R") + ", summed in fp32"
-    )
+    yield _row("gradients", 4.0 * n, "4 n / R, summed in fp32")
     # Under float32 too: DeepSpeed 0.19 means to share the two then, but compares a device to its name.
     yield _row("fp32 weights", 4 * n, "4 n / R")
     moments = moment_bytes(train.optimizer)

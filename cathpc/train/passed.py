@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
+from cathpc.errors import TryAgainError
 from cathpc.models.weights import write_json
+from cathpc.train import ranks
 
 FILE = "passed.json"
 
@@ -16,6 +19,15 @@ def read(out: Path) -> list[list[int]]:
         ranges: list[list[int]] = json.loads((out / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
+    return ranges
+
+
+def same(out: Path) -> list[list[int]]:
+    """The ranges, on all ranks; raises TryAgainError where a node sees an older file than another."""
+    ranges = read(out)
+    mine = zlib.crc32(json.dumps(ranges).encode())
+    if not ranks.agree(mine == ranks.from_first(mine)):
+        raise TryAgainError(f"{out / FILE} is not the same yet on all nodes; run the same command again")
     return ranges
 
 

@@ -51,17 +51,23 @@ def start(config: TrainConfig) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Raise LostError for what a rank sees when another one, or the network, is gone: a fault of neither code nor data.
+    """Raise LostError for what a rank sees when another one, the network or its GPU is gone: a fault of neither code
+    nor data.
 
-    NCCL and the rendezvous raise errors of their own, gloo a RuntimeError that names its source file.
+    NCCL and the rendezvous raise errors of their own, gloo a RuntimeError that names its source file, CUDA an
+    AcceleratorError (not for a lack of memory).
     """
+    import torch
     import torch.distributed as dist
 
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
+        what = (str(error).splitlines() or ["no message"])[0]
+        if isinstance(error, torch.AcceleratorError):
+            raise LostError(f"lost the GPU: {what}") from error
         if isinstance(error, dist.DistError) or "gloo/" in str(error):
-            raise LostError(f"lost the other ranks: {str(error).splitlines()[0]}") from error
+            raise LostError(f"lost the other ranks: {what}") from error
         raise
 
 
@@ -90,7 +96,7 @@ def device() -> torch.device:
 def gather(values: Sequence[float | torch.Tensor]) -> list[list[float]]:
     """The rows of all ranks, in rank order; every rank gives the same number of values.
 
-    Tensors (scalars on this rank's device) are not waited for before they travel, only with the answer.
+    Tensors are scalars on this rank's device.
     """
     import torch
     import torch.distributed as dist

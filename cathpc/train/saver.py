@@ -50,6 +50,8 @@ class Saver:
         self.newest: Path | None = None
         """The newest checkpoint that this saver committed."""
         self._save: Generator[Work, OSError | None, None] | None = None
+        self._verified = False
+        """Whether all ranks have agreed that it reads back: what ranks go by, for one reads faster than another."""
         self._thread: _Thread | None = None
         self._dropped = threading.Event()
         """Set where nobody waits for the reading back any more."""
@@ -62,7 +64,7 @@ class Saver:
         on rank 0 where another attempt owns the training by now; what was there before stays as it was.
         """
         self.finish(verify=not at_once)
-        self.seconds = {}
+        self.seconds, self._verified = {}, False
         self._save = self._saving(step, notes, milestone, None if at_once else self.scratch)
         self._go_on(None)
 
@@ -86,7 +88,7 @@ class Saver:
         A stop that is short of time leaves these two to the next attempt, which does both when it loads; a removal that
         has begun is waited for.
         """
-        while self._save is not None and (verify or "commit" not in self.seconds or "verify" in self.seconds):
+        while self._save is not None and (verify or "commit" not in self.seconds or self._verified):
             self.advance()
         if self._save is not None:
             self._dropped.set()
@@ -120,7 +122,7 @@ class Saver:
 
         with _clock(seconds, "write"):
             written = None
-            if local and writing.room(self.engine, local):
+            if local and writing.ours(local) and writing.room(self.engine, local):
                 written = writing.write(self.engine, local, durable=False)
                 if not ranks.agree(written.error is None):
                     writing.say(f"{local}: {written.error or 'another rank could not write there'}; saving without it")
@@ -152,6 +154,7 @@ class Saver:
                 f"and earlier ones are untouched, but this disk alters data: have it looked at before you run the "
                 f"same command again."
             ) from error
+        self._verified = True
         if ranks.rank() == 0:
             fence(self.folder)
         error = yield partial(_timed, seconds, "remove", partial(writing.prune, self.folder, self.keep))

@@ -69,8 +69,9 @@ class CheckpointWriter(CheckpointEngine):  # type: ignore[misc]  # DeepSpeed has
             self.error = error
         except RuntimeError as error:
             # torch's zip writer, closing after a failed write, hides the reason behind an error of its own.
-            reason = error.__context__
-            self.error = reason if isinstance(reason, OSError) else OSError(f"{path}: {error}")
+            if not isinstance(error.__context__, OSError):
+                raise
+            self.error = error.__context__
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file, whose hash `cathpc.train.checkpoint` has verified."""

@@ -87,10 +87,11 @@ def refuse(place: store.Place, train: TrainConfig, *, busy: Callable[[Path], boo
 def take_over(source: Path, out: Path) -> None:
     """Copy what the training in `source` wrote about its steps to `out`: logs, and which steps are passed over.
 
-    Rows of steps that are taken again are superseded by what is written next, as after any crash.
+    Rows of steps that are taken again are superseded by what is written next, as after any crash. Which steps are
+    passed over is taken once: a rollback before the first checkpoint of `out` adds to it.
     """
     for name in (metrics.METRICS, metrics.SAMPLES, passed.FILE):
-        if (source / name).exists():
+        if (source / name).exists() and not (name == passed.FILE and (out / name).exists()):
             temporary = out / f".{name}"
             shutil.copyfile(source / name, temporary)
             with temporary.open("rb") as file:

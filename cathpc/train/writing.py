@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import threading
 import zlib
 from collections.abc import Callable
@@ -49,6 +50,22 @@ def clear(folder: Path, final: Path, local: Path | None) -> None:
     if local and int(os.environ.get("LOCAL_RANK", 0)) == 0:
         for stale in local.parent.glob(f"{local.name.partition('-.tmp-')[0]}-.tmp-*"):
             shutil.rmtree(stale, ignore_errors=True)
+        with suppress(OSError):  # then `ours` says no
+            os.mkdir(local, 0o700)
+
+
+def ours(local: Path) -> bool:
+    """Whether `local` is, on every node, a folder that we own and nobody else may write to: in a shared temporary
+    folder others may take its name first."""
+    try:
+        found = os.lstat(local)
+        mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    except OSError:
+        mine = False
+    if ranks.agree(mine):
+        return True
+    say(f"{local} could not be made, or is another user's; saving without it")
+    return False
 
 
 def room(engine: Any, local: Path) -> bool:

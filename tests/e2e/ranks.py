@@ -125,8 +125,8 @@ def arm(do: str, at: int = 0, hook: str = "", call: int = 1) -> None:
 
 
 def happen(do: str) -> None:
-    """What happens: 'kill', 'small_disk', 'full_log', 'eio', 'wait' for two seconds, 'no_children' may be there, or
-    signals ('SIGUSR2 SIGTERM')."""
+    """What happens: 'kill', 'small_disk', 'full_log', 'eio', 'no_children' may be there, or one after the other
+    signals and a 'wait' of two seconds ('SIGUSR2 wait')."""
     if do == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif do == "small_disk":
@@ -138,11 +138,12 @@ def happen(do: str) -> None:
             os.dup2(os.open("/dev/full", os.O_WRONLY), number)
     elif do == "no_children":
         assert psutil.Process().children(recursive=True) == []
-    elif do == "wait":
-        time.sleep(2)
     else:
         for name in do.split():
-            os.kill(os.getpid(), getattr(signal, name))
+            if name == "wait":
+                time.sleep(2)
+            else:
+                os.kill(os.getpid(), getattr(signal, name))
 
 
 def spoil(steps: list[int], value: float) -> None:

@@ -84,6 +84,19 @@ def test_a_stop_signal_to_one_rank_stops_all_after_the_same_step_with_one_checkp
     assert_same_training(trained(world, out, settings()), whole)
 
 
+def test_a_stop_in_the_last_evaluation_leaves_it_to_the_next_attempt(
+    world: SimpleNamespace, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    results = launch(
+        world, out, settings(), at=STEPS - 1, rank=1, do="SIGUSR2"
+    )  # once it said in the last step that it goes on
+    assert [r.returncode for r in results] == [EXIT_AGAIN] * 2, results[0].stderr
+    assert checkpoints(out)[-1] == f"step-{STEPS:06}" and STEPS not in evals(out)
+    assert_same_training(trained(world, out, settings()), whole)
+    assert evals(out)[STEPS] == evals(whole)[STEPS]
+
+
 def test_trap_14_another_number_of_ranks_or_other_settings_are_refused(
     world: SimpleNamespace, killed: Path, tmp_path: Path
 ) -> None:

@@ -356,6 +356,23 @@ def test_a_stop_waits_for_the_save_in_the_making_and_adds_its_own(
     assert_same_training(trained(world, out, train), whole)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stop_while_one_rank_still_reads_back_leaves_no_rank_waiting(
+    world: SimpleNamespace, whole: Path, tmp_path: Path, rank: int
+) -> None:
+    out, train = tmp_path / "out", settings()
+    event = {
+        "hook": "cathpc.train.writing:read_back",
+        "do": "SIGUSR2 wait",
+        "rank": rank,
+    }  # of the checkpoint of step 4
+    results = launch(world, out, train, **event)
+    assert codes(results) == [EXIT_AGAIN] * 2, text(results)
+    first, second = checkpoints(out)
+    assert first == "step-000004" and second in ("step-000005", "step-000006")
+    assert_same_training(trained(world, out, train), whole)
+
+
 def test_where_scratch_has_no_room_checkpoints_are_saved_without_it(
     world: SimpleNamespace, whole: Path, killed: Path, tmp_path: Path
 ) -> None:

@@ -96,12 +96,12 @@ def test_surgery_on_70b_takes_little_memory_and_patches_both_tables(tiny_llama: 
     (source / "config.json").write_text(json.dumps(CONFIG))
 
     code = (
-        "import json, resource, sys; from pathlib import Path;"
+        "import json, sys; from pathlib import Path;"
         "from cathpc.models.config import TemplateConfig; from cathpc.models.surgery import operate;"
         "template = TemplateConfig(pad='<|reserved_special_token_2|>', renames=json.loads(sys.argv[3]));"
         "facts = operate(Path(sys.argv[1]), Path(sys.argv[2]), template, link=True);"
-        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024;"
-        "print(json.dumps([peak, facts['rows']]))"
+        "from cathpc.train.metrics import resident_peak;"
+        "print(json.dumps([resident_peak(), facts['rows']]))"
     )
     renames = json.dumps({v: k for k, v in old.items()})
     arguments = [sys.executable, "-c", code, str(source), str(target), renames]

@@ -316,7 +316,7 @@ def test_disk_counts_what_stays_and_what_is_being_written() -> None:
     config, known = planned("+experiment=cat70b")
     rows = {r.name: r.bytes for r in estimate.disk(config, known.shape, estimate.stated(config, 1e9))}
     one = 12 * 70_553_706_496
-    assert rows["checkpoints"] == 3 * one and rows["milestones"] == 4 * one
+    assert rows["checkpoints"] == 4 * one and rows["milestones"] == 4 * one
     assert rows["packed data"] == 12e9
     kept = compose(["+experiment=cat70b", "train.save_milestones=false"])
     assert "milestones" not in {r.name for r in estimate.disk(kept, known.shape, None)}
