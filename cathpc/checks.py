@@ -15,6 +15,8 @@ _Rule = tuple[str, Callable[[Any], bool], str]
 _POSITIVE = "must be greater than 0"
 _RANGES: tuple[_Rule, ...] = (
     ("dataset.max_row_mb", lambda v: v > 0, _POSITIVE),
+    ("dataset.max_expanded_gb", lambda v: v > 0, _POSITIVE),
+    ("dataset.workers", lambda v: v >= 0, "must be 0 (all cores) or more"),
     ("dataset.shard_records", lambda v: v > 0, _POSITIVE),
     ("dataset.near_duplicates", lambda v: 0 <= v <= 1, "must lie in 0..1 (0 switches it off)"),
     ("gpt.train_tokens", lambda v: v > 0, _POSITIVE),

@@ -106,6 +106,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "dataset"),
         does="sources -> records, deduplicated, with provenance",
         place=Place.network,
+        version=2,
         identity=_sources,
     ),
     Stage(
