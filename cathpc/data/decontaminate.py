@@ -8,7 +8,6 @@ spaces between words has no runs. Time grows with the text; memory with the eval
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,20 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from cathpc.data.dedup import Words, rolling
 from cathpc.data.files import blocks
 from cathpc.data.formats import Reject
 from cathpc.data.read import rows
+from cathpc.data.words import MULTIPLIER, alphanumeric, rolling
 from cathpc.errors import UserError
 from cathpc.record import Message
 
 LONGEST, SHORTEST = 13, 8
-_WORD = re.compile(r"\w+")
 _BITS = np.uint64(42)
 """The 22 bits above are a place in a table that rules nearly all runs out at once."""
 _LARGEST_ROW = 64_000_000
-
-_words = Words()
 
 
 def build(sets: dict[str, Path], file: Path) -> int:
@@ -77,7 +73,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _runs(text: str) -> np.ndarray:
     """Hashes of the runs of one text of an evaluation set."""
-    words = _words.hashes(_WORD.findall(text.casefold()))
+    words = alphanumeric([text]).hashes
     if len(words) < SHORTEST:
         return np.zeros(0, np.uint64)
     return rolling(words, min(len(words), LONGEST))
@@ -95,19 +91,22 @@ def _load(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 def contaminated(conversations: Sequence[list[Message]], file: Path) -> dict[int, str]:
     """Place among `conversations` -> what it shares with which text, of those that share a run of `build`'s `file`."""
     runs, places, names, table = _load(file)
-    turns = [(n, _WORD.findall(m["content"].casefold())) for n, c in enumerate(conversations) for m in c]
-    words = [word for _, found in turns for word in found]
-    if len(words) < SHORTEST:
-        return {}
-    hashes = _words.hashes(words)
-    turn = np.repeat(np.arange(len(turns)), [len(found) for _, found in turns])
+    texts = [m["content"] for c in conversations for m in c]
+    hashed = alphanumeric(texts)
+    hashes = hashed.hashes
+    turn = np.repeat(np.arange(len(texts)), hashed.counts)
+    record = np.repeat(np.arange(len(conversations)), [len(c) for c in conversations])
     found: dict[int, str] = {}
-    for n in range(SHORTEST, LONGEST + 1):
-        grams = rolling(hashes, n) if len(hashes) >= n else np.zeros(0, np.uint64)
+    grams = np.zeros(len(hashes) + 1, np.uint64)
+    for n in range(1, min(LONGEST, len(hashes)) + 1):
+        grams = grams[:-1] * MULTIPLIER + hashes[n - 1 :]
+        if n < SHORTEST:
+            continue
         starts = np.flatnonzero(table[grams >> _BITS])
         starts = starts[turn[starts] == turn[starts + n - 1]]
         at = np.minimum(np.searchsorted(runs, grams[starts]), len(runs) - 1)
-        for start, place in zip(starts[runs[at] == grams[starts]].tolist(), at[runs[at] == grams[starts]].tolist()):
-            shared = " ".join(words[start : start + n])
-            found.setdefault(turns[turn[start]][0], f"shares '{shared}' with {names[places[place]]}")
+        equal = runs[at] == grams[starts]
+        for start, place in zip(starts[equal].tolist(), at[equal].tolist(), strict=True):
+            shared = " ".join(hashed.words(start, start + n - 1).split())
+            found.setdefault(int(record[turn[start]]), f"shares '{shared}' with {names[places[place]]}")
     return found

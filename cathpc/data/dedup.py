@@ -14,7 +14,6 @@ at most two others a band."""
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
@@ -25,6 +24,7 @@ from typing import BinaryIO
 import numpy as np
 from rensa import RMinHash
 
+from cathpc.data.words import MULTIPLIER, normalise, rolling, spaced
 from cathpc.record import Message
 
 PERMUTATIONS = 128
@@ -32,67 +32,34 @@ _SEED = 1
 _NGRAM = 5
 _RECALL = 0.99
 """Share of the pairs exactly at the threshold that the bands must find."""
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-"""An odd number of well-mixed bits (the golden ratio's) for polynomial hashes modulo 2^64."""
-_SIDES = (np.uint64(0x5851F42D4C957F2D), np.uint64(0x14057B7EF767814F))
+_SIDES = np.array([0x5851F42D4C957F2D, 0x14057B7EF767814F], np.uint64)
 """What tells grams of the prompt side from those of the answer side in one signature."""
 _PART = 1 << 18
 """Records whose pairs share a file."""
-_MOST_WORDS = 1 << 19
-
-
-class Words(dict[str, int]):
-    """Word -> 64-bit hash, the same in every process; it forgets all when it is full."""
-
-    def __missing__(self, word: str) -> int:
-        if len(self) >= _MOST_WORDS:
-            self.clear()
-        value = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "little")
-        self[word] = value
-        return value
-
-    def hashes(self, words: Sequence[str]) -> np.ndarray:
-        """uint64 [words]."""
-        return np.fromiter(map(self.__getitem__, words), np.uint64, len(words))
-
-
-_words = Words()
-
-
-def normalise(text: str) -> str:
-    """Text as duplicates are compared: NFKC, case-folded, runs of white space one space."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return " ".join(text.casefold().split())
 
 
 def exact_key(messages: list[Message]) -> int:
     """64 bits that are equal for conversations with the same normalised turns."""
-    digest = hashlib.blake2b(digest_size=8)
-    for message in messages:
-        part = f"{message['role']} {normalise(message['content'])}".encode()
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return int.from_bytes(digest.digest(), "little")
+    text = "\n".join(f"{m['role']} {normalise(m['content'])}" for m in messages)  # normalised text has no line ends
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def rolling(hashes: np.ndarray, n: int) -> np.ndarray:
-    """Polynomial hashes of all n-grams, uint64 [len - n + 1], of word hashes, uint64 [len >= n]."""
-    found = np.zeros(len(hashes) - n + 1, np.uint64)
-    for place in range(n):
-        found = found * _MULTIPLIER + hashes[place : place + len(found)]
-    return found
+def grams(conversations: Sequence[list[Message]]) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of word 5-grams, uint64, and how many each side has, int64 [2 x conversations].
 
-
-def grams(messages: list[Message]) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of the word 5-grams of the prompt side and of the answer side; a shorter text is one gram."""
-    sides = []
-    for wanted in (False, True):
-        texts = (m["content"] for m in messages if (m["role"] == "assistant") == wanted)
-        words = _words.hashes(normalise("\n".join(texts)).split())
-        if len(words) < _NGRAM:
-            words = np.concatenate([words, np.zeros(_NGRAM - len(words), np.uint64)])
-        sides.append(rolling(words, _NGRAM))
-    return sides[0], sides[1]
+    Each conversation has a prompt side (system and user turns) and, after it, an answer side; a text of fewer words is
+    one gram. """
+    sides = [
+        " ".join(m["content"] for m in c if (m["role"] == "assistant") == w) for c in conversations for w in (0, 1)
+    ]
+    found = spaced([normalise(text) for text in sides])
+    padded = np.maximum(found.counts, _NGRAM)
+    words = np.zeros(int(padded.sum()), np.uint64)
+    shift = (np.cumsum(padded) - padded) - (np.cumsum(found.counts) - found.counts)
+    words[np.arange(len(found.hashes)) + np.repeat(shift, found.counts)] = found.hashes
+    side = np.repeat(np.arange(len(sides)), padded)
+    within = side[: len(side) - _NGRAM + 1] == side[_NGRAM - 1 :]
+    return rolling(words, _NGRAM)[within], padded - _NGRAM + 1
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
@@ -115,16 +82,15 @@ def signatures(conversations: Sequence[list[Message]], threshold: float) -> np.n
     Two sides that are each similar at a threshold are so together; equal values in any band make two records
     candidates.
     """
-    sets = [[side ^ salt for side, salt in zip(grams(c), _SIDES, strict=True)] for c in conversations]
-    lengths = [sum(map(len, sides)) for sides in sets]
-    flat = np.concatenate([side for sides in sets for side in sides]) if sets else np.zeros(0, np.uint64)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint64)
+    found, counts = grams(conversations)
+    flat = found ^ np.repeat(np.resize(_SIDES, len(counts)), counts)
+    offsets = np.concatenate([[0], np.cumsum(counts)[1::2]]).astype(np.uint64)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, PERMUTATIONS, _SEED)
-    rows = np.array(matrix.to_rows(), np.uint64).reshape(len(sets), PERMUTATIONS)
+    rows = np.array(matrix.to_rows(), np.uint64).reshape(len(conversations), PERMUTATIONS)
     count = bands(threshold)
-    values = np.full((len(sets), count), np.arange(count), np.uint64)
+    values = np.full((len(conversations), count), np.arange(count), np.uint64)
     for place in range(PERMUTATIONS // count):
-        values = (values ^ rows[:, place :: PERMUTATIONS // count]) * _MULTIPLIER
+        values = (values ^ rows[:, place :: PERMUTATIONS // count]) * MULTIPLIER
         values ^= values >> np.uint64(29)
     return values
 
@@ -158,7 +124,8 @@ class Bands:
 
         @lru_cache(maxsize=4096)
         def sides(rank: int) -> list[np.ndarray]:
-            return [np.unique(side) for side in grams(messages(int(order[rank])))]
+            found, counts = grams([messages(int(order[rank]))])
+            return [np.unique(side) for side in np.split(found, counts[:1])]
 
         kept_for = np.full(len(order), -1, np.int32)  # of a dropped record: the rank of what it repeats
         for path in paths:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,13 +78,16 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         counts = _Counts(file, keys)
         staged = Staging(temporary, dataset.near_duplicates)
         tasks = _tasks(dataset, keys, temporary)
+        clock = _Clock()
         for prepared in in_order(prepare, _jobs(dataset, tasks, temporary, counts), _workers(dataset)):
             _take(prepared, staged, counts, out, len(keys))
         staged.close()
         for key in keys:
             _usable(dataset, key, counts)
-        progress.report(out, len(keys), len(keys), "sources", note="looking for duplicates")
+        clock.lap("read")
+        progress.report(out, len(keys) - 0.5, len(keys), "sources", note="looking for duplicates", every_s=0)
         fate, other = staged.choose([dataset.sources[k].limit for k in keys])
+        clock.lap("compare")
         _set_aside(dataset, keys, staged, fate, other, counts)
         file.flush()
         os.fsync(file.fileno())
@@ -100,7 +104,20 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     staged.remove()
     shutil.rmtree(temporary)
     progress.report(out, len(keys), len(keys), "sources")
-    return {**summary, "shards": shards}
+    clock.lap("write")
+    return {**summary, "shards": shards, "seconds": clock.laps}
+
+
+class _Clock:
+    """Seconds that each part of the work took."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = round(now - self._last, 2), now
 
 
 class _Counts:

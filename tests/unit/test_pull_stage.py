@@ -241,7 +241,8 @@ def test_the_bands_find_nearly_all_pairs_at_the_threshold(tmp_path: Path) -> Non
             conversations.append(
                 [{"role": "user", "content": "q"}, {"role": "assistant", "content": " ".join(version)}]
             )
-        a, b = (np.unique(dedup.grams(c)[1]) for c in conversations[-2:])
+        found, counts = dedup.grams(conversations[-2:])
+        _, a, _, b = (np.unique(side) for side in np.split(found, np.cumsum(counts)[:-1]))
         pairs += dedup.jaccard(a, b) >= 0.85
     bands = dedup.Bands(tmp_path, 0.85)
     for start in range(0, 400, 150):

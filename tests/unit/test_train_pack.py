@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cathpc.data import encode, pack, ragged
-from cathpc.data.workers import in_order
 from cathpc.data.bins import best_fit_decreasing
 from cathpc.data.config import PackConfig
+from cathpc.data.workers import in_order
 from cathpc.errors import UserError
 from cathpc.models.config import TemplateConfig
 from cathpc.models.template import Template
