@@ -38,6 +38,7 @@ _RANGES: tuple[_Rule, ...] = (
     ("score.threads", lambda v: v >= 0, "must not be negative"),
     ("select.refusal_max", lambda v: v is None or 0 <= v <= 1, "must lie in 0..1, or be null"),
     ("select.drop_quality", lambda v: 0 <= v < 1, "must lie in 0..1"),
+    ("select.population", lambda v: v is None or 0 < v <= 1, "must be above 0 and up to 1, or be null"),
     ("select.max_records", lambda v: v is None or v > 0, "must be greater than 0, or null"),
     ("select.quality", lambda v: v in ("contrast", "perplexity"), "must be one of: contrast, perplexity"),
     ("cards.shard_records", lambda v: v > 0, _POSITIVE),

@@ -162,7 +162,7 @@ STAGES: tuple[Stage, ...] = (
         inputs=("pull", "score"),
         config=("select",),
         does="kept records, and every drop with its reason",
-        version=2,
+        version=3,
     ),
     Stage(
         "cards",

@@ -108,8 +108,13 @@ class SelectConfig:
     """Refusal score above which a record is dropped."""
     quality: str = "contrast"
     """The column of the scores that ranks quality: 'contrast' (higher is better) or 'perplexity' (lower is better)."""
+    population: float | None = None
+    """Share of each component that its main population is: the smallest region of the (refusal, quality) plane that
+    holds it, of what the rules above left; what lies outside is dropped."""
     drop_quality: float = 0.3
-    """Share of each component, the worst by quality, that is dropped (applied last, to what the other rules left)."""
+    """Share of each component, the worst by quality, that is dropped of what the rules above left."""
+    quotas: dict[str, int] = field(default_factory=dict)
+    """Component -> the most records of it that are kept, chosen by a hash of their ids."""
     max_records: int | None = None
     """Keep at most this many, in equal shares by component, chosen by a hash of their ids."""
 

@@ -48,7 +48,8 @@ def grams(conversations: Sequence[list[Message]]) -> tuple[np.ndarray, np.ndarra
     """Hashes of word 5-grams, uint64, and how many each side has, int64 [2 x conversations].
 
     Each conversation has a prompt side (system and user turns) and, after it, an answer side; a text of fewer words is
-    one gram. """
+    one gram.
+    """
     sides = [
         " ".join(m["content"] for m in c if (m["role"] == "assistant") == w) for c in conversations for w in (0, 1)
     ]

@@ -1,8 +1,8 @@
 """Hashes of words and of runs of words, for many texts at once and without a Python object a word.
 
 In: texts. Out: 64-bit hashes, the same on every machine. A word's hash is a polynomial of its UTF-8 bytes modulo 2^64
-(Karp and Rabin 1987), mixed; that of n words in a row is a polynomial of theirs. Time: some 10 ns a byte; memory: some 60
-bytes a byte of text, so that callers give a block at a time.
+(Karp and Rabin 1987), mixed; that of n words in a row is a polynomial of theirs. Time: some 10 ns a byte; memory: some
+60 bytes a byte of text, so that callers give a block at a time.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -336,43 +334,6 @@ def test_what_a_killed_attempt_left_is_replaced(tmp_path: Path) -> None:
     (out / "staging" / "records.arrow").write_bytes(b"half")
     (out / "records" / "records-00007.parquet").write_bytes(b"half")
     assert one(tmp_path, "a.jsonl", line("a", "b")).pairs == [("a", "b")]
-
-
-@pytest.mark.parametrize(("name", "megabytes"), [("a.jsonl", 50), ("a.json", 20), ("a.csv", 20)])
-def test_a_huge_answer_is_set_aside_in_bounded_memory(tmp_path: Path, name: str, megabytes: int) -> None:
-    shapes = {
-        "a.jsonl": ("", '{"prompt": "%s", "response": "%s"}', "\n", "\n"),
-        "a.json": ("[", '{"prompt": "%s", "response": "%s"}', ",\n", "]"),
-        "a.csv": ("prompt,response\n", '%s,"%s"', "\n", "\n"),
-    }
-    start, row, between, end = shapes[name]
-    rows = [row % ("a", "b"), row % ("c", "x" * megabytes * 1_000_000), row % ("d", "e")]
-    (tmp_path / name).write_text(start + between.join(rows) + end)
-    code = (
-        "import json, resource, sys\n"
-        "from pathlib import Path\n"
-        "from types import SimpleNamespace\n"
-        "from cathpc.data import pull\n"
-        "from cathpc.data.config import DatasetConfig, Format, SourceConfig\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "source = SourceConfig(path=sys.argv[2], license='mit', format=Format.prompt_response)\n"
-        "config = DatasetConfig(root=sys.argv[1], sources={'k': source})\n"
-        "out = Path(sys.argv[1]) / 'out'; out.mkdir()\n"
-        "summary = pull.run(SimpleNamespace(dataset=config), {}, out)\n"
-        "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(json.dumps([summary['records'], summary['reasons'], (after - before) / 1000]))\n"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), name],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    records, reasons, grown = json.loads(ran.stdout)
-    assert (records, reasons) == (2, {"too_large": 1})
-    assert grown < 250 + 12 * megabytes, f"{grown:.0f} MB"
 
 
 def test_real_research_data_is_read_whole(tmp_path: Path, research_data: Path) -> None:
