@@ -5,13 +5,13 @@ in four files of four formats, among them exact and near-duplicates, consultatio
 broken, and text of the evaluation sets; then scores for what `pull` leaves, drawn at random. Each stage runs in a
 process of its own. Printed: seconds, records a second, the most memory (the stage's process and, where it has some, its
 workers, all at their own peaks together), the exponent of time in the number of records, and what follows for 10
-million."""
+million. CPU seconds are those of all processes, their start included; on a machine with other work they tell more.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -39,21 +39,24 @@ from cathpc.data.config import Component, DatasetConfig, Format, SourceConfig
 def main():
     top, out = Path(sys.argv[1]), Path(sys.argv[2])
     own = {"license": "cc0-1.0", "columns": {"generator": "generator"}}
+    health = {"format": Format.chatdoctor, "component": Component.health}
+    science = {"format": Format.question_answer, "component": Component.science}
     sources = {
-        "general": SourceConfig(path="general.jsonl", **own), "health": SourceConfig(path="health.jsonl",
-        format=Format.chatdoctor, component=Component.health, **own), "science": SourceConfig(path="science.parquet",
-        format=Format.question_answer, component=Component.science, **own), "chat": SourceConfig(path="chat.jsonl.zst",
-        format=Format.sharegpt, component=Component.roleplay, **own),
+        "general": SourceConfig(path="general.jsonl", **own),
+        "health": SourceConfig(path="health.jsonl", **health, **own),
+        "science": SourceConfig(path="science.parquet", **science, **own),
+        "chat": SourceConfig(path="chat.jsonl.zst", format=Format.sharegpt, component=Component.roleplay, **own),
     }
     started = time.perf_counter()
     dataset = DatasetConfig(root=str(top), sources=sources, workers=int(sys.argv[3]))
     summary = pull.run(SimpleNamespace(dataset=dataset), {}, out)
     seconds = time.perf_counter() - started
-    mine, theirs = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    mine, theirs = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     workers = min(int(sys.argv[3]), 1 + sum(f.stat().st_size for f in top.glob("*.*")) // pull._A_WORKERS_BYTES)
-    peak = (mine + theirs * (workers if workers > 1 else 0)) * 1024
-    print(json.dumps({"seconds": seconds, "parts": summary["seconds"], "peak": peak, "records": summary["records"],
-                      "rows": summary["rows"], "reasons": summary["reasons"], "main": mine * 1024}))
+    peak = (mine.ru_maxrss + theirs.ru_maxrss * (workers if workers > 1 else 0)) * 1024
+    cpu = sum(used.ru_utime + used.ru_stime for used in (mine, theirs))
+    answer = {"seconds": seconds, "cpu": cpu, "parts": summary["seconds"], "peak": peak}
+    print(json.dumps(answer | {key: summary[key] for key in ("records", "rows", "reasons")}))
 if __name__ == "__main__":
     main()
 """
@@ -64,11 +67,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from cathpc.data import select
 from cathpc.data.config import SelectConfig
-top = Path(sys.argv[1]) settings = SelectConfig(population=0.95, drop_quality=0.3, quotas={"health": 50_000}) started =
-time.perf_counter() summary = select.run(SimpleNamespace(select=settings), {"pull": top / "pull", "score": top /
-"score"}, Path(sys.argv[2])) peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"seconds": time.perf_counter() - started, "parts": summary["seconds"], "peak": peak,
-                  "records": summary["kept"]}))
+top = Path(sys.argv[1])
+settings = SelectConfig(population=0.95, drop_quality=0.3, quotas={"health": 50_000})
+inputs = {"pull": top / "pull", "score": top / "score"}
+started = time.perf_counter()
+summary = select.run(SimpleNamespace(select=settings), inputs, Path(sys.argv[2]))
+seconds = time.perf_counter() - started
+used = resource.getrusage(resource.RUSAGE_SELF)
+answer = {"seconds": seconds, "cpu": used.ru_utime + used.ru_stime, "parts": summary["seconds"]}
+print(json.dumps(answer | {"peak": used.ru_maxrss * 1024, "records": summary["kept"]}))
 """
 
 
@@ -220,31 +227,37 @@ def scores(top: Path) -> None:
 
 def table(found: list[dict[str, Any]], workers: int) -> None:
     """A line a stage and size; exponents; 10 million on paper."""
-    print(f"\n{'':<22}{'rows':>12}{'out':>12}{'seconds':>10}{'rows/s':>10}{'peak MiB':>10}   parts, in seconds")
+    print(
+        f"\n{'':<20}{'rows':>12}{'out':>12}{'seconds':>10}{'CPU s':>10}{'rows/s':>10}{'peak MiB':>10}   seconds of its parts"
+    )
     for stage in ("pull", "select"):
         for one in found:
             seen = one[stage]
             rows = one["count"] if stage == "pull" else one["pull"]["records"]
             parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in seen["parts"].items())
+            name = f"pull, {workers} workers" if stage == "pull" else stage
             print(
-                f"{stage + (f', {workers} workers' if stage == 'pull' else ''):<22}{rows:>12,}{seen['records']:>12,}"
-                f"{seen['seconds']:>10.1f}{rows / seen['seconds']:>10,.0f}{seen['peak'] / 2**20:>10,.0f}   {parts}"
+                f"{name:<20}{rows:>12,}{seen['records']:>12,}{seen['seconds']:>10.1f}{seen['cpu']:>10.1f}"
+                f"{rows / seen['seconds']:>10,.0f}{seen['peak'] / 2**20:>10,.0f}   {parts}"
             )
     if len(found) < 2:
         return
+    rows = np.array([one["count"] for one in found])
+    more = TARGET - rows[-1]
     for stage in ("pull", "select"):
-        x = [math.log(one["count"]) for one in found]
-        y = [math.log(one[stage]["seconds"]) for one in found]
-        slope = float(np.polyfit(x, y, 1)[0])
-        last = (y[-1] - y[-2]) / (x[-1] - x[-2])
-        growth = (found[-1][stage]["peak"] - found[-2][stage]["peak"]) / (found[-1]["count"] - found[-2]["count"])
-        factor = TARGET / found[-1]["count"]
-        seconds = found[-1][stage]["seconds"] * factor ** max(1.0, last)
-        peak = found[-1][stage]["peak"] + growth * (TARGET - found[-1]["count"])
+        told = []
+        for kind in ("seconds", "cpu"):
+            times = np.array([one[stage][kind] for one in found])
+            power = np.polyfit(np.log(rows), np.log(times), 1)[0]
+            each = (times[-1] - times[-2]) / (rows[-1] - rows[-2])
+            told.append(
+                f"{kind} ~ records^{power:.3f}, {each * 1e6:,.0f} s a million more, {(times[-1] + each * more) / 60:,.0f} min"
+            )
+        peaks = [one[stage]["peak"] for one in found]
+        growth = (peaks[-1] - peaks[-2]) / (rows[-1] - rows[-2])
         print(
-            f"{stage}: time grows with the records to the power of {slope:.3f} ({last:.3f} between the last two); "
-            f"memory by {growth:,.0f} bytes a record. On paper, {TARGET:,} records on {TARGET_SHARDS:,} shards: "
-            f"{seconds / 60:,.0f} min on {workers if stage == 'pull' else 1} such cores, {peak / 2**30:.1f} GiB"
+            f"{stage}: {'; '.join(told)} for {TARGET:,} records on {TARGET_SHARDS:,} shards; memory grows by {growth:,.0f} "
+            f"bytes a record, to {(peaks[-1] + growth * more) / 2**30:.1f} GiB"
         )
     text = found[-1]["bytes"] / found[-1]["count"] * TARGET / 1e9
     print(

@@ -33,8 +33,8 @@ def test_thirteen_words_in_a_row_are_found_whatever_case_and_punctuation(index: 
     text = "As they say: «Brown Fox, jumps over the LAZY dog – while seven wise men watch» it all."
     seen = found(index, "nothing here", text)
     assert list(seen) == [1]
-    assert (
-        "'brown fox jumps over the lazy dog while seven wise men watch it'" in seen[1] or "eval.jsonl, fox" in seen[1]
+    assert "'brown fox jumps over the lazy dog while seven wise men watch it'" in seen[1] and seen[1].endswith(
+        "eval.jsonl, fox"
     )
 
 
