@@ -117,6 +117,10 @@ def check(config: Config) -> None:
     ):
         if not value:
             faults.append(f"{key} is empty: give a Hub id (org/name), a folder (./model), package:NAME or random:KIND")
+    for name, most in config.select.quotas.items():
+        if name not in Component.__members__ or most < 1:
+            valid = ", ".join(c.name for c in Component if c is not Component.refusal)
+            faults.append(f"select.quotas.{name} is {most}: a component ({valid}) and a number greater than 0")
     if not config.dataset.sources:
         faults.append(f"dataset.sources is empty: choose one with dataset=NAME. Valid: {', '.join(choices('dataset'))}")
     train, cluster = config.train, config.cluster

@@ -227,9 +227,8 @@ def scores(top: Path) -> None:
 
 def table(found: list[dict[str, Any]], workers: int) -> None:
     """A line a stage and size; exponents; 10 million on paper."""
-    print(
-        f"\n{'':<20}{'rows':>12}{'out':>12}{'seconds':>10}{'CPU s':>10}{'rows/s':>10}{'peak MiB':>10}   seconds of its parts"
-    )
+    heads = (("", 20), ("rows", 12), ("out", 12), ("seconds", 10), ("CPU s", 10), ("rows/s", 10), ("peak MiB", 10))
+    print("\n" + "".join(f"{head:>{width}}" for head, width in heads) + "   seconds of its parts")
     for stage in ("pull", "select"):
         for one in found:
             seen = one[stage]
@@ -250,14 +249,13 @@ def table(found: list[dict[str, Any]], workers: int) -> None:
             times = np.array([one[stage][kind] for one in found])
             power = np.polyfit(np.log(rows), np.log(times), 1)[0]
             each = (times[-1] - times[-2]) / (rows[-1] - rows[-2])
-            told.append(
-                f"{kind} ~ records^{power:.3f}, {each * 1e6:,.0f} s a million more, {(times[-1] + each * more) / 60:,.0f} min"
-            )
+            minutes = (times[-1] + each * more) / 60
+            told.append(f"{kind} ~ records^{power:.3f}, {each * 1e6:,.0f} s a million more, {minutes:,.0f} min")
         peaks = [one[stage]["peak"] for one in found]
         growth = (peaks[-1] - peaks[-2]) / (rows[-1] - rows[-2])
         print(
-            f"{stage}: {'; '.join(told)} for {TARGET:,} records on {TARGET_SHARDS:,} shards; memory grows by {growth:,.0f} "
-            f"bytes a record, to {(peaks[-1] + growth * more) / 2**30:.1f} GiB"
+            f"{stage}: {'; '.join(told)} for {TARGET:,} records on {TARGET_SHARDS:,} shards; memory grows by "
+            f"{growth:,.0f} bytes a record, to {(peaks[-1] + growth * more) / 2**30:.1f} GiB"
         )
     text = found[-1]["bytes"] / found[-1]["count"] * TARGET / 1e9
     print(

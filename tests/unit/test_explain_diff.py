@@ -130,5 +130,5 @@ def test_diff_of_selections_of_other_records_says_who_was_not_there(
 
 def test_a_run_that_is_not_there_is_named_with_those_that_are(runs: list[str]) -> None:
     act, arguments = acts.pick(["diff", "loose", "stric"])
-    with pytest.raises(UserError, match="there is no run 'stric'.*Did you mean: strict"):
+    with pytest.raises(UserError, match=r"there is no run 'stric'.*Did you mean: strict"):
         act.main(arguments)
