@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cathpc.config import Config, choices
+from cathpc.data.config import Component
 from cathpc.dispatch.config import ClusterKind, faults_of
 from cathpc.errors import UserError
 from cathpc.pipeline import BY_NAME

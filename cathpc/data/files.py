@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +29,8 @@ _BLOCK_ROWS = 1024
 _BLOCK_BYTES = 4 << 20
 _PIECE = 1 << 20
 """Bytes that are read at once."""
+_DAMAGED_PIECE = 1 << 16
+"""Bytes before the damage in a compressed file that may be lost with it."""
 _LEAST_ROW_BYTES = 8
 """A row of Parquet counts for at least so much, whatever it takes in its file: a bomb may claim a thousand million."""
 
@@ -121,9 +123,9 @@ class _Limited(io.RawIOBase):
     def __init__(self, file: Path, compression: str | None, most: int) -> None:
         self._file, self._most, self._left, self._held = file, most, most, b""
         if compression == "gzip":
-            self._source = cast(BinaryIO, gzip.GzipFile(file))
+            self._source = cast(io.BufferedReader, gzip.GzipFile(file))
         else:
-            self._source = cast(BinaryIO, pa.input_stream(str(file), compression=compression, buffer_size=_PIECE))
+            self._source = cast(io.BufferedReader, pa.input_stream(str(file), compression=compression))
 
     def starts_with(self, mark: bytes) -> bool:
         """Whether the first character that is neither white space nor a byte-order mark is `mark`."""
@@ -141,7 +143,8 @@ class _Limited(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        piece = self._held[: len(buffer)] or self._source.read(len(buffer))
+        # `read` of a damaged file loses what it had before the damage
+        piece = self._held[: len(buffer)] or self._source.read1(min(len(buffer), _DAMAGED_PIECE))
         self._held = self._held[len(piece) :] if self._held else b""
         self._left -= len(piece)
         if self._left < 0:

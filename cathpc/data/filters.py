@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cathpc.data.config import Component, SelectConfig
+from cathpc.data.config import SelectConfig
 from cathpc.errors import UserError
 from cathpc.record import unit_hash
 
@@ -144,12 +144,6 @@ def check(config: SelectConfig) -> None:
         raise UserError(
             f"select.population is {config.population}; it is a share, above 0 and up to 1 (null switches it off)."
         )
-    for name, most in config.quotas.items():
-        if name not in Component.__members__:
-            valid = ", ".join(c.name for c in Component if c is not Component.refusal)
-            raise UserError(f"select.quotas.{name}: there is no such component. Valid: {valid}.")
-        if most < 1:
-            raise UserError(f"select.quotas.{name} is {most}; it must be greater than 0.")
 
 
 _GRID = 64
@@ -160,8 +154,8 @@ def density(config: SelectConfig, refusal: Floats, quality: Floats) -> Floats:
     """How densely one component's records lie around each of them in the (refusal, quality) plane, relative to the
     densest place.
 
-    A histogram of `_GRID` x `_GRID` cells, smoothed by a Gaussian of Scott's bandwidth (1992, Multivariate Density
-    Estimation, section 6.3). Refusal scores pile up near 0 and 1 and are taken on the logit scale; a perplexity is, by
+    A histogram of `_GRID` x `_GRID` cells, smoothed by a Gaussian of half of Scott's bandwidth (1992, Multivariate
+    Density Estimation, section 6.3: it is that of one normal population, and too wide for several). Refusal scores pile up near 0 and 1 and are taken on the logit scale; a perplexity is, by
     its logarithm. What lies beyond the 0.1% at either end of an axis counts to its last cell.
     """
     if not len(refusal):
@@ -174,7 +168,7 @@ def density(config: SelectConfig, refusal: Floats, quality: Floats) -> Floats:
         low, high = np.quantile(values, [0.001, 0.999])
         width = max((high - low) / _GRID, np.finfo(float).tiny)
         cells.append(np.clip((values - low) / width, 0, _GRID - 1).astype(int))
-        bandwidths.append(np.clip(values, low, high).std() * len(values) ** (-1 / 6) / width)
+        bandwidths.append(np.clip(values, low, high).std() * len(values) ** (-1 / 6) / 2 / width)
     counts = np.bincount(cells[0] * _GRID + cells[1], minlength=_GRID**2).reshape(_GRID, _GRID).astype(float)
     for axis, bandwidth in enumerate(bandwidths):
         if bandwidth > 0.3:  # of a cell: below, the histogram itself is smooth enough

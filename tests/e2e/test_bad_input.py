@@ -74,8 +74,16 @@ def test_bad_rows_are_counted_and_written_to_a_rejects_file_and_the_good_ones_go
         (lines(GOOD), ("dataset.decontaminate=[gone.jsonl]",), ["dataset.decontaminate", "gone.jsonl"]),
     ],
     ids=[
-        "missing file", "empty file", "unknown format", "wrong column", "path out", "unknown key", "nothing usable",
-        "unknown licence", "no licence", "missing evaluation set",
+        "missing file",
+        "empty file",
+        "unknown format",
+        "wrong column",
+        "path out",
+        "unknown key",
+        "nothing usable",
+        "unknown licence",
+        "no licence",
+        "missing evaluation set",
     ],
 )
 def test_a_source_that_cannot_be_used_is_one_message(
@@ -119,9 +127,19 @@ def test_a_wrong_command_is_one_message(home: Home, command: list[str], words: l
 @pytest.mark.parametrize(
     ("name", "content", "override", "words"),
     [
-        ("bert/config.json", {"architectures": ["BertModel"]}, "gpt.base=./bert", ["./bert", "BertModel", "ForCausalLM"]),
+        (
+            "bert/config.json",
+            {"architectures": ["BertModel"]},
+            "gpt.base=./bert",
+            ["./bert", "BertModel", "ForCausalLM"],
+        ),
         ("bert/config.json", {"architectures": ["BertModel"]}, "model.base=./bert", ["./bert", "BertModel"]),
-        ("lexicon.yaml", {"correlatives": {"words": {"causal": [True]}}}, "score.lexicon=lexicon.yaml", ["lexicon.yaml"]),
+        (
+            "lexicon.yaml",
+            {"correlatives": {"words": {"causal": [True]}}},
+            "score.lexicon=lexicon.yaml",
+            ["lexicon.yaml"],
+        ),
         ("lexicon.yaml", {"words": []}, "score.lexicon=lexicon.yaml", ["lexicon.yaml", "correlatives", "steps"]),
     ],
     ids=["GPT that is none", "base that is none", "lexicon with a truth", "lexicon of another shape"],

@@ -188,7 +188,9 @@ def test_nothing_kept_names_the_rule_that_emptied_it(tmp_path: Path) -> None:
         case.run()
 
 
-@pytest.mark.parametrize("settings", [{"quality": "beauty"}, {"drop_quality": 1.0}, {"refusal_max": 20.0}])
+@pytest.mark.parametrize(
+    "settings", [{"quality": "beauty"}, {"drop_quality": 1.0}, {"refusal_max": 20.0}, {"population": 1.5}]
+)
 def test_settings_without_sense_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
     case = Case(tmp_path, [(record("a"), score("a"))])
     with pytest.raises(UserError, match=f"select.{next(iter(settings))}"):
@@ -301,16 +303,3 @@ def test_a_component_has_a_quota_of_its_own(tmp_path: Path) -> None:
     assert {k for k in case.kept() if k.startswith("h")} == set(
         sorted((f"h{i}" for i in range(30)), key=filters.sample_hash)[:5]
     )
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"quotas": {"beauty": 5}}, r"select\.quotas\.beauty: there is no such component\. Valid: general"),
-        ({"quotas": {"health": 0}}, r"select\.quotas\.health is 0"),
-        ({"population": 1.5}, r"select\.population is 1\.5"),
-    ],
-)
-def test_populations_and_quotas_without_sense_are_refused(tmp_path: Path, settings: Any, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        Case(tmp_path, [(record("a"), score("a"))]).run(**settings)
