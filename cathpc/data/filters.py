@@ -155,8 +155,9 @@ def density(config: SelectConfig, refusal: Floats, quality: Floats) -> Floats:
     densest place.
 
     A histogram of `_GRID` x `_GRID` cells, smoothed by a Gaussian of half of Scott's bandwidth (1992, Multivariate
-    Density Estimation, section 6.3: it is that of one normal population, and too wide for several). Refusal scores pile up near 0 and 1 and are taken on the logit scale; a perplexity is, by
-    its logarithm. What lies beyond the 0.1% at either end of an axis counts to its last cell.
+    Density Estimation, section 6.3: it is that of one normal population, and too wide for several). Refusal scores
+    pile up near 0 and 1 and are taken on the logit scale, a perplexity by its logarithm. What lies beyond the 0.1% at
+    either end of an axis counts to its last cell.
     """
     if not len(refusal):
         return np.zeros(0)

@@ -74,9 +74,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     temporary = out / "staging"
     temporary.mkdir()
     rejects = out / f".{REJECTS}.tmp"
-    with open(rejects, "w", encoding="utf-8") as file:
+    with open(rejects, "w", encoding="utf-8") as file, Staging(temporary, dataset.near_duplicates) as staged:
         counts = _Counts(file, keys)
-        staged = Staging(temporary, dataset.near_duplicates)
         tasks = _tasks(dataset, keys, temporary)
         clock = _Clock()
         for prepared in in_order(prepare, _jobs(dataset, tasks, temporary, counts), _workers(dataset)):

@@ -44,7 +44,7 @@ class Facts:
 
 
 class Staging:
-    """A file of records that is written once, then read by number."""
+    """A file of records that is written once, then read by number; as a context it ends the writing in any case."""
 
     def __init__(self, folder: Path, threshold: float) -> None:
         self._path = folder / "records.arrow"
@@ -61,6 +61,12 @@ class Staging:
         self._sink = pa.OSFile(str(self._path), "wb")
         self._writer = pa.ipc.new_file(self._sink, RECORD_SCHEMA)
         self._looks = 0
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -79,11 +85,15 @@ class Staging:
 
     def close(self) -> None:
         """End the writing."""
-        self._writer.close()
-        self._sink.close()
+        self._end()
+        self._map()
+
+    def _end(self) -> None:
+        if not self._sink.closed:
+            self._writer.close()
+            self._sink.close()
         if self._bands:
             self._bands.close()
-        self._map()
 
     def _map(self) -> None:
         self._file = pa.ipc.open_file(pa.memory_map(str(self._path)))
