@@ -123,7 +123,7 @@ class Bands:
         """
         paths = self._pairs(order)
 
-        @lru_cache(maxsize=4096)
+        @lru_cache(maxsize=512)
         def sides(rank: int) -> list[np.ndarray]:
             found, counts = grams([messages(int(order[rank]))])
             return [np.unique(side) for side in np.split(found, counts[:1])]

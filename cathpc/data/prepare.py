@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from cathpc.data import dedup
+from cathpc.data.block import Block, too_large
 from cathpc.data.config import SourceConfig
 from cathpc.data.decontaminate import contaminated
-from cathpc.data.files import Block, too_large
 from cathpc.data.formats import CONTAMINATED, Reject, excerpt, to_record
 from cathpc.data.read import rows
 from cathpc.data.staging import Facts

@@ -28,8 +28,9 @@ import pyarrow.parquet as pq
 
 from cathpc import progress
 from cathpc.data import decontaminate, lock, staging
+from cathpc.data.block import Block
 from cathpc.data.config import DatasetConfig
-from cathpc.data.files import Block, blocks
+from cathpc.data.files import blocks
 from cathpc.data.formats import (
     DUPLICATE,
     NEAR_DUPLICATE,

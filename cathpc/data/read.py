@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from cathpc.data.block import Block, first_line, too_large
 from cathpc.data.config import SourceConfig
-from cathpc.data.files import Block, first_line, too_large
 from cathpc.data.formats import BAD_TEXT, NOT_JSON, Reject, excerpt
 from cathpc.errors import TryAgainError, UserError
 

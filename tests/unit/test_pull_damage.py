@@ -70,7 +70,7 @@ def test_all_kinds_of_files_give_the_same_rows(tmp_path: Path, name: str) -> Non
 def test_a_parquet_file_without_its_footer_is_one_row_set_aside_and_others_finish(tmp_path: Path) -> None:
     pq.write_table(table(10), tmp_path / "x")
     got = with_another(tmp_path, "a.parquet", (tmp_path / "x").read_bytes()[:-20])
-    assert got.reasons == ["unreadable"] and "footer" in got.rejects[0]["detail"]
+    assert got.reasons == ["unreadable"] and got.rejects[0]["detail"].startswith("damaged")
     assert "DAMAGED: a.parquet:1" in got.summary["line"]
 
 
