@@ -4,7 +4,8 @@ In: evaluation sets (files of rows, whatever their columns are called) and conve
 a run of words in common with a text of a set, and with which one. Two texts share a run when 13 words in a row are
 equal up to case and punctuation (Brown et al. 2020, Language Models are Few-Shot Learners, appendix C); of a shorter
 text of 8 words or more all words count as its run, and what is still shorter says too little. A language that puts no
-spaces between words has no runs. Time grows with the text; memory with the evaluation sets, by 12 bytes a word."""
+spaces between words has no runs. Time grows with the text; memory with the evaluation sets, by 12 bytes a word.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ similarity itself is then computed exactly, on 64-bit hashes of the grams.
 The bands lie in files, one a band, 8 bytes a record: a band is sorted, and what stands beside each other with one value
 is a pair of candidates. Pairs go to files by their later record, and one such file is looked through at a time. Memory:
 some 30 bytes a record while a band is sorted. Time: n log n in the number of records, and each record is held against
-at most two others a band."""
+at most two others a band.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Rows -> records with all that is needed to choose among them: the work of `pull` that any process can do.
 
 In: a block of rows and the description of its source. Out: one `Prepared`. Nothing here depends on other blocks. Time:
-some 5,000 records a second and core."""
+some 5,000 records a second and core.
+"""
 
 from __future__ import annotations
 
