@@ -114,8 +114,8 @@ class SelectConfig:
     drop_quality: float = 0.3
     """Share of each component, the worst by quality, that is dropped of what the rules above left."""
     quotas: dict[str, int] = field(default_factory=dict)
-    """Component -> the most records of it that are kept, chosen by a hash of their ids ('+select.quotas={health: 50000}'
-    on the command line)."""
+    """Component -> the most records of it that are kept, chosen by a hash of their ids. On the command line:
+    '+select.quotas={health: 50000}'."""
     max_records: int | None = None
     """Keep at most this many, in equal shares by component, chosen by a hash of their ids."""
 
