@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cathpc.config import Config, choices
+from cathpc.data.config import Component
 from cathpc.dispatch.config import ClusterKind, faults_of
 from cathpc.errors import UserError
 from cathpc.pipeline import BY_NAME
@@ -15,6 +16,8 @@ _Rule = tuple[str, Callable[[Any], bool], str]
 _POSITIVE = "must be greater than 0"
 _RANGES: tuple[_Rule, ...] = (
     ("dataset.max_row_mb", lambda v: v > 0, _POSITIVE),
+    ("dataset.max_expanded_gb", lambda v: v > 0, _POSITIVE),
+    ("dataset.workers", lambda v: v >= 0, "must be 0 (all cores) or more"),
     ("dataset.shard_records", lambda v: v > 0, _POSITIVE),
     ("dataset.near_duplicates", lambda v: 0 <= v <= 1, "must lie in 0..1 (0 switches it off)"),
     ("gpt.train_tokens", lambda v: v > 0, _POSITIVE),
@@ -36,6 +39,7 @@ _RANGES: tuple[_Rule, ...] = (
     ("score.threads", lambda v: v >= 0, "must not be negative"),
     ("select.refusal_max", lambda v: v is None or 0 <= v <= 1, "must lie in 0..1, or be null"),
     ("select.drop_quality", lambda v: 0 <= v < 1, "must lie in 0..1"),
+    ("select.population", lambda v: v is None or 0 < v <= 1, "must be above 0 and up to 1, or be null"),
     ("select.max_records", lambda v: v is None or v > 0, "must be greater than 0, or null"),
     ("select.quality", lambda v: v in ("contrast", "perplexity"), "must be one of: contrast, perplexity"),
     ("cards.shard_records", lambda v: v > 0, _POSITIVE),
@@ -119,6 +123,10 @@ def check(config: Config) -> None:
     ):
         if not value:
             faults.append(f"{key} is empty: give a Hub id (org/name), a folder (./model), package:NAME or random:KIND")
+    for name, most in config.select.quotas.items():
+        if name not in Component.__members__ or most < 1:
+            valid = ", ".join(c.name for c in Component if c is not Component.refusal)
+            faults.append(f"select.quotas.{name} is {most}: a component ({valid}) and a number greater than 0")
     if not config.dataset.sources:
         faults.append(f"dataset.sources is empty: choose one with dataset=NAME. Valid: {', '.join(choices('dataset'))}")
     train, cluster = config.train, config.cluster

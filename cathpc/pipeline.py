@@ -92,10 +92,19 @@ def _sources(config: Config) -> Any:
     return sources.identity(config.dataset, cache=Path(config.paths.cache) / "digests.json")
 
 
-def _model(config: Config, name: str) -> Any:
+def _model(config: Config, name: str, *, causal: bool = True) -> Any:
     from cathpc.models import source
 
-    return source.identity(name, cache=Path(config.paths.cache) / "model-digests.json")
+    return source.identity(name, cache=Path(config.paths.cache) / "model-digests.json", causal=causal)
+
+
+def _lexicon(config: Config) -> str:
+    digest = _file("score.lexicon", config.score.lexicon, "lexicon.yaml")
+    if config.score.lexicon:  # the shipped one has its tests
+        from cathpc.data.reasoning import load_lexicon
+
+        load_lexicon(config.score.lexicon)
+    return digest
 
 
 STAGES: tuple[Stage, ...] = (
@@ -106,6 +115,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "dataset"),
         does="sources -> records, deduplicated, with provenance",
         place=Place.network,
+        version=2,
         identity=_sources,
     ),
     Stage(
@@ -143,7 +153,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "refusal"),
         does="a BERT that tells refusals",
         place=Place.accelerator,
-        identity=lambda c: _model(c, c.refusal.base),
+        identity=lambda c: _model(c, c.refusal.base, causal=False),
     ),
     Stage(
         "score",
@@ -153,7 +163,7 @@ STAGES: tuple[Stage, ...] = (
         does="perplexity, contrast, refusal and reasoning measures of every record",
         share=1.0,
         sharded=True,
-        identity=lambda c: _file("score.lexicon", c.score.lexicon, "lexicon.yaml"),
+        identity=_lexicon,
     ),
     Stage(
         "select",
@@ -161,7 +171,7 @@ STAGES: tuple[Stage, ...] = (
         inputs=("pull", "score"),
         config=("select",),
         does="kept records, and every drop with its reason",
-        version=2,
+        version=3,
     ),
     Stage(
         "cards",

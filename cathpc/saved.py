@@ -120,3 +120,26 @@ def chosen(names: list[str], overrides: list[str]) -> tuple[list[Saved], list[st
         there = ", ".join(run.name for run in runs) or "none"
         raise UserError(f"{what}. Start it: python -m cathpc {sweep}{' '.join(overrides)}. Runs there: {there}")
     return found, missing
+
+
+def one(name: str, overrides: list[str]) -> Saved:
+    """The run `name`, or without one that of `overrides`; `UserError` where it is not there."""
+    given = [o.partition("=")[2] for o in overrides if o.lstrip("+").startswith("paths.runs=")]
+    folder = Path(given[-1] if given else PathsConfig().runs)
+    if not name:
+        if not any(o.lstrip("+").startswith("experiment=") for o in overrides):
+            there = ", ".join(run.name for run in read(folder)) if folder.is_dir() else ""
+            raise UserError(f"no run is named. Give --run RUN or +experiment=NAME. Runs in {folder}: {there or 'none'}")
+        config = compose(overrides)
+        name, folder = run_name(config, overrides), Path(config.paths.runs)
+    return matching(read(folder), [name], folder)[0]
+
+
+def manifest(run: Saved, stage: str) -> dict[str, Any]:
+    """The manifest of a stage of `run`; `UserError` where it has not come that far."""
+    folder = run.stages().get(stage)
+    found = store.read_json(folder / store.MANIFEST) if folder else None
+    if not isinstance(found, dict):
+        words = " ".join(run.overrides)
+        raise UserError(f"{run.name}: the stage {stage} is not finished. Finish it: python -m cathpc {words}")
+    return found

@@ -21,8 +21,11 @@ class Format(Enum):
     """`prompt`, `response`."""
     preference = "preference"
     """`prompt`, `chosen` (text or messages); the rejected answer is not read."""
+    question_answer = "question_answer"
+    """`question`, `answer`: a table."""
     chatdoctor = "chatdoctor"
-    """`instruction`, `input` (the patient), `output` (the doctor); the fixed instruction is dropped."""
+    """`instruction`, `input` (the patient), `output` (the doctor). The fixed instruction is dropped, greetings and
+    sign-offs too; addresses, telephone numbers and names of doctors are masked."""
 
 
 class Component(Enum):
@@ -68,12 +71,19 @@ class DatasetConfig:
     root: str = speed("")
     """Folder of local sources; no path may leave it."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
+    decontaminate: list[str] = field(default_factory=lambda: ["probes"])
+    """Evaluation sets whose text no record may share: files relative to `dataset.root`, and 'probes', the fidelity
+    probes that ship with cathpc. 13 words in a row count, of a shorter text of 8 or more all of its words."""
+    max_expanded_gb: float = 100.0
+    """A local file that expands to more is refused: a bomb, or not what one thinks."""
     max_row_mb: float = 8.0
     """A row that is larger, as it stands in its file, is set aside; in megabytes of UTF-8."""
     shard_records: int = 10_000
     """Records a shard."""
     near_duplicates: float = 0.7
     """Jaccard similarity of word 5-grams, of prompts and of answers, at which a record repeats another; 0 is off."""
+    workers: int = speed(0)
+    """Processes that read rows; 0 is the job's number of cores."""
 
 
 @dataclass
@@ -98,8 +108,14 @@ class SelectConfig:
     """Refusal score above which a record is dropped."""
     quality: str = "contrast"
     """The column of the scores that ranks quality: 'contrast' (higher is better) or 'perplexity' (lower is better)."""
+    population: float | None = None
+    """Share of each component that its main population is: the smallest region of the (refusal, quality) plane that
+    holds it, of what the rules above left; what lies outside is dropped."""
     drop_quality: float = 0.3
-    """Share of each component, the worst by quality, that is dropped (applied last, to what the other rules left)."""
+    """Share of each component, the worst by quality, that is dropped of what the rules above left."""
+    quotas: dict[str, int] = field(default_factory=dict)
+    """Component -> the most records of it that are kept, chosen by a hash of their ids. On the command line:
+    '+select.quotas={health: 50000}'."""
     max_records: int | None = None
     """Keep at most this many, in equal shares by component, chosen by a hash of their ids."""
 

@@ -7,22 +7,17 @@ records. Time: about 1 MB of text a second and core.
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
-import signal
-import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cathpc.data.workers import in_order
 from cathpc.errors import UserError
 from cathpc.models.template import Template
 from cathpc.record import heldout, unit_hash
@@ -34,9 +29,6 @@ BATCH = 512
 RECORD = np.dtype([("row", np.int32), ("tokens", np.int32), ("supervised", np.int32), ("hash", np.float64)])
 """What is remembered of a record: its row in the file, its numbers of tokens and of those with a label, and the hash of
 its id by which a budget of tokens is spent."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -58,30 +50,6 @@ def encoded(source: Path, model: Path, seq_len: int, eval_share: float, workers:
     numbered = ((number * BATCH, batch) for number, batch in enumerate(batches))
     needed = min(workers, -(-file.metadata.num_rows // BATCH))
     return in_order(partial(_encode, model, seq_len, eval_share), numbered, needed)
-
-
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """`map(work, items)` by spawned processes; never more than two items a process are under way."""
-    if workers <= 1:
-        yield from map(work, items)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_die_with_the_parent) as pool:
-        under_way: deque[Future[Result]] = deque()
-        for item in items:
-            under_way.append(pool.submit(work, item))
-            if len(under_way) == 2 * workers:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-
-
-def _die_with_the_parent() -> None:
-    """Leave signals that the whole job gets to the parent, and end when it ends."""
-    for meant_for_the_parent in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(meant_for_the_parent, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 _template = cache(Template.load)

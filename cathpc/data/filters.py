@@ -118,9 +118,13 @@ RULES: tuple[Rule, ...] = (
     Rule("few_steps", "min_steps", _few_steps),
     Rule("refusal", "refusal_max", _refusal),
 )
-QUALITY, QUOTA = "quality", "quota"
-NAMES: tuple[str, ...] = (*(rule.name for rule in RULES), QUALITY, QUOTA)
-KEYS: dict[str, str] = {rule.name: rule.key for rule in RULES} | {QUALITY: "drop_quality", QUOTA: "max_records"}
+POPULATION, QUALITY, QUOTA = "population", "quality", "quota"
+NAMES: tuple[str, ...] = (*(rule.name for rule in RULES), POPULATION, QUALITY, QUOTA)
+KEYS: dict[str, str] = {rule.name: rule.key for rule in RULES} | {
+    POPULATION: "population",
+    QUALITY: "drop_quality",
+    QUOTA: "max_records",
+}
 
 HIGHER_IS_BETTER = {"contrast": True, "perplexity": False}
 """The scores that can rank quality."""
@@ -136,6 +140,54 @@ def check(config: SelectConfig) -> None:
         raise UserError(
             f"select.refusal_max is {config.refusal_max}; it is a probability, from 0 to 1 (null switches it off)."
         )
+    if config.population is not None and not 0 < config.population <= 1:
+        raise UserError(
+            f"select.population is {config.population}; it is a share, above 0 and up to 1 (null switches it off)."
+        )
+
+
+_GRID = 64
+"""Cells of the plane's histogram along each axis."""
+
+
+def density(config: SelectConfig, refusal: Floats, quality: Floats) -> Floats:
+    """How densely one component's records lie around each of them in the (refusal, quality) plane, relative to the
+    densest place.
+
+    A histogram of `_GRID` x `_GRID` cells, smoothed by a Gaussian of half of Scott's bandwidth (1992, Multivariate
+    Density Estimation, section 6.3: it is that of one normal population, and too wide for several). Refusal scores
+    pile up near 0 and 1 and are taken on the logit scale, a perplexity by its logarithm. What lies beyond the 0.1% at
+    either end of an axis counts to its last cell.
+    """
+    if not len(refusal):
+        return np.zeros(0)
+    clipped = np.clip(refusal, 0.001, 0.999)
+    axes = [np.log(clipped / (1 - clipped)), quality if HIGHER_IS_BETTER[config.quality] else np.log(quality)]
+    cells = []
+    bandwidths = []
+    for values in axes:
+        low, high = np.quantile(values, [0.001, 0.999])
+        width = max((high - low) / _GRID, np.finfo(float).tiny)
+        cells.append(np.clip((values - low) / width, 0, _GRID - 1).astype(int))
+        bandwidths.append(np.clip(values, low, high).std() * len(values) ** (-1 / 6) / 2 / width)
+    counts = np.bincount(cells[0] * _GRID + cells[1], minlength=_GRID**2).reshape(_GRID, _GRID).astype(float)
+    for axis, bandwidth in enumerate(bandwidths):
+        if bandwidth > 0.3:  # of a cell: below, the histogram itself is smooth enough
+            distances = np.subtract.outer(np.arange(_GRID), np.arange(_GRID)) / bandwidth
+            kernel = np.exp(-(distances**2) / 2)
+            counts = np.moveaxis(np.tensordot(kernel / kernel.sum(axis=0), counts, axes=(1, axis)), 0, axis)
+    return np.asarray(counts[cells[0], cells[1]] / counts.max())
+
+
+def population_cut(config: SelectConfig, densities: Floats) -> float | None:
+    """The density below which one component's records lie outside its main population; None where nothing is dropped.
+
+    The highest-density region: of all regions that hold the share it is the smallest. Its border is the quantile of the
+    density over the records themselves (Hyndman 1996, Computing and Graphing Highest Density Regions, section 3.1).
+    """
+    if not config.population or not len(densities):
+        return None
+    return float(np.quantile(densities, 1 - config.population, method="lower"))
 
 
 def quality_cut(config: SelectConfig, values: Floats) -> float | None:

@@ -11,6 +11,7 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
+from cathpc.data.clean import consultation
 from cathpc.data.config import Format, SourceConfig
 from cathpc.errors import UserError
 from cathpc.record import Message, Record, record_id
@@ -39,8 +40,12 @@ NEAR_DUPLICATE = "near_duplicate"
 """Prompt and answer each share at least `dataset.near_duplicates` of their word 5-grams with another record's."""
 OVER_LIMIT = "over_limit"
 """Not among the `limit` records that are taken of the source."""
+UNREADABLE = "unreadable"
+"""A file, or what follows a place in it, that is damaged: cut short, not what its name says, not valid JSON."""
+CONTAMINATED = "contaminated"
+"""Shares a run of words with an evaluation set of `dataset.decontaminate`."""
 
-UNREADABLE = frozenset({NOT_JSON, NOT_CSV, NO_PROMPT, NO_ANSWER, WRONG_TYPE, BAD_LABEL})
+NOT_AS_DESCRIBED = frozenset({NOT_JSON, NOT_CSV, NO_PROMPT, NO_ANSWER, WRONG_TYPE, BAD_LABEL})
 """Reasons that speak of a wrong format or column where they befall every row of a source."""
 
 FIELDS: dict[Format, dict[str, str]] = {
@@ -49,6 +54,7 @@ FIELDS: dict[Format, dict[str, str]] = {
     Format.sharegpt: {"messages": "conversations"},
     Format.prompt_response: {"instruction": "prompt", "answer": "response"},
     Format.preference: {"instruction": "prompt", "answer": "chosen"},
+    Format.question_answer: {"instruction": "question", "answer": "answer"},
     Format.chatdoctor: {"instruction": "input", "answer": "output"},
 }
 """Field of each format -> the column that holds it unless `columns` names another."""
@@ -74,11 +80,15 @@ _short.maxlevel = 3
 
 
 class Reject(Exception):
-    """A row that is set aside: `reason` is one of the constants above, `detail` says what was seen."""
+    """A row that is set aside: `reason` is one of the constants above, `detail` says what was seen; or `rows` of them
+    that follow each other."""
 
-    def __init__(self, reason: str, detail: str, excerpt: str = "") -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail, self.excerpt = reason, detail, excerpt
+    def __init__(self, reason: str, detail: str, excerpt: str = "", rows: int = 1) -> None:
+        super().__init__(reason, detail, excerpt, rows)  # all of them, so that it can be pickled
+        self.reason, self.detail, self.excerpt, self.rows = reason, detail, excerpt, rows
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
 
 def excerpt(row: Any, size: int = 200) -> str:
@@ -124,7 +134,7 @@ def to_record(row: Any, key: str, source: SourceConfig, columns: dict[str, str],
     if "messages" in columns:
         messages = _turns(row.get(columns["messages"]), columns["messages"])
     else:
-        messages = _single(row, source.format, columns)
+        messages = _single(row, source, columns)
     if "system" in columns and messages[0]["role"] != "system":
         system = _text(row.get(columns["system"]), columns["system"])
         if system:
@@ -142,10 +152,10 @@ def to_record(row: Any, key: str, source: SourceConfig, columns: dict[str, str],
     )
 
 
-def _single(row: dict[str, Any], form: Format, columns: dict[str, str]) -> list[Message]:
+def _single(row: dict[str, Any], source: SourceConfig, columns: dict[str, str]) -> list[Message]:
     """Messages of a row with one prompt and one answer."""
     answer = row.get(columns["answer"])
-    if form is Format.preference and isinstance(answer, list):
+    if source.format is Format.preference and isinstance(answer, list):
         return _turns(answer, columns["answer"])
     prompt = _text(row.get(columns["instruction"]), columns["instruction"])
     if "input" in columns:
@@ -156,6 +166,10 @@ def _single(row: dict[str, Any], form: Format, columns: dict[str, str]) -> list[
         raise Reject(NO_PROMPT, f"column {columns['instruction']!r} is empty or missing")
     if not text:
         raise Reject(NO_ANSWER, f"column {columns['answer']!r} is empty or missing")
+    if source.format is Format.chatdoctor:
+        prompt, text = consultation(prompt, text)
+        if not text:
+            raise Reject(NO_ANSWER, f"column {columns['answer']!r} holds greetings alone")
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
 
 

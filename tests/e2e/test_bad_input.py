@@ -69,8 +69,22 @@ def test_bad_rows_are_counted_and_written_to_a_rejects_file_and_the_good_ones_go
         (lines(GOOD), ("dataset.sources.mine.path=../outside.jsonl",), ["outside.jsonl", "root"]),
         (lines(GOOD), ("+dataset.sources.mine.licence=mit",), ["licence", "license"]),
         (lines({"instruction": "No answer?"}), (), ["mine"]),
+        (lines(GOOD), ("dataset.sources.mine.license=unknown",), ["mine", "unknown", "state the licence"]),
+        (lines(GOOD), ("dataset.sources.mine.license=''",), ["mine.license", "licence"]),
+        (lines(GOOD), ("dataset.decontaminate=[gone.jsonl]",), ["dataset.decontaminate", "gone.jsonl"]),
     ],
-    ids=["missing file", "empty file", "unknown format", "wrong column", "path out", "unknown key", "nothing usable"],
+    ids=[
+        "missing file",
+        "empty file",
+        "unknown format",
+        "wrong column",
+        "path out",
+        "unknown key",
+        "nothing usable",
+        "unknown licence",
+        "no licence",
+        "missing evaluation set",
+    ],
 )
 def test_a_source_that_cannot_be_used_is_one_message(
     home: Home, text: bytes | None, overrides: tuple[str, ...], words: list[str]
@@ -95,6 +109,9 @@ def test_a_source_that_cannot_be_used_is_one_message(
         (["chat", "--model", "/nowhere", "--prompt", "Hello!"], ["/nowhere"]),
         (["+experiment=smoke", "model.base=./nowhere"], ["nowhere"]),
         (["+experiment=smoke", "model.base=package:no_such_package"], ["no_such_package"]),
+        (["+experiment=smoke", "+select.quotas={beauty: 9}"], ["beauty", "general"]),
+        (["select", "+experiment=smoke"], ["pull", "python -m cathpc"]),
+        (["diff", "smoke", "other"], ["runs"]),
         (["+experiment=cat70b", "cluster=local", "train=cpu"], ["pin", "meta-llama/Meta-Llama-3-70B"]),
     ],
     ids=lambda value: " ".join(value) if value and isinstance(value[0], str) and "=" in value[0] else "",
@@ -105,6 +122,39 @@ def test_a_wrong_command_is_one_message(home: Home, command: list[str], words: l
     message = complaint(result)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "override", "words"),
+    [
+        (
+            "bert/config.json",
+            {"architectures": ["BertModel"]},
+            "gpt.base=./bert",
+            ["./bert", "BertModel", "ForCausalLM"],
+        ),
+        ("bert/config.json", {"architectures": ["BertModel"]}, "model.base=./bert", ["./bert", "BertModel"]),
+        (
+            "lexicon.yaml",
+            {"correlatives": {"words": {"causal": [True]}}},
+            "score.lexicon=lexicon.yaml",
+            ["lexicon.yaml"],
+        ),
+        ("lexicon.yaml", {"words": []}, "score.lexicon=lexicon.yaml", ["lexicon.yaml", "correlatives", "steps"]),
+    ],
+    ids=["GPT that is none", "base that is none", "lexicon with a truth", "lexicon of another shape"],
+)
+def test_a_model_or_lexicon_that_is_none_is_refused_before_anything_runs(
+    home: Home, name: str, content: object, override: str, words: list[str]
+) -> None:
+    (home.folder / name).parent.mkdir(exist_ok=True)
+    (home.folder / name).write_text(json.dumps(content))
+    result = home.run("+experiment=smoke", override)
+    assert result.returncode == 2, result.stdout + result.stderr
+    message = complaint(result)
+    for word in words:
+        assert word in message
+    assert not home.manifests()
 
 
 def test_a_folder_that_an_ordinary_user_cannot_write_is_named(home: Home) -> None:

@@ -25,7 +25,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def dataset(root: Path, path: str = "a.jsonl", **settings: Any) -> DatasetConfig:
-    return DatasetConfig(root=str(root), sources={"k": SourceConfig(path=path, **{"license": "mit", **settings})})
+    return DatasetConfig(
+        root=str(root), decontaminate=[], sources={"k": SourceConfig(path=path, **{"license": "mit", **settings})}
+    )
 
 
 def test_identity_follows_content_not_place(root: Path, tmp_path: Path) -> None:
@@ -96,7 +98,10 @@ def test_a_link_inside_the_root_and_a_linked_root_are_fine(root: Path, tmp_path:
         ("pipe.jsonl", "not a file"),
         ("loop.jsonl", "cannot be opened"),
         ("a\0b.jsonl", "cannot be opened"),
-        ("a.xlsx", r"unknown file format '.xlsx'. Valid: .jsonl, .ndjson, .json, .csv, .parquet"),
+        (
+            "a.xlsx",
+            r"unknown file format '.xlsx'. Valid: .jsonl, .ndjson, .json, .csv, .parquet, .arrow; text",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused_by_name(root: Path, path: str, message: str) -> None:
@@ -119,7 +124,8 @@ def test_a_file_without_permission_is_refused(root: Path, bound_by_permissions: 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"license": ""}, r"sources\.k\.license is empty: state the licence of a\.jsonl"),
+        ({"license": ""}, r"sources\.k\.license is '': state the licence of a\.jsonl"),
+        ({"license": "Unknown"}, r"sources\.k\.license is 'Unknown'"),
         ({"limit": 0}, r"sources\.k\.limit is 0"),
         ({"hub": "org/x"}, "give either path"),
         ({"path": "", "hub": "json"}, r"hub is 'json': expected the id of a dataset"),
@@ -144,7 +150,7 @@ def test_all_faults_come_in_one_message(root: Path) -> None:
 def test_a_hub_source_counts_by_its_locked_commit(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
     file = tmp_path / "lock.yaml"
     monkeypatch.setenv("CATHPC_LOCK", str(file))
-    config = DatasetConfig(sources={"k": SourceConfig(hub="org/name", license="mit")})
+    config = DatasetConfig(decontaminate=[], sources={"k": SourceConfig(hub="org/name", license="mit")})
     with pytest.raises(UserError, match=r"org/name \(dataset of the Hub\) is not pinned in .*python -m cathpc pin"):
         sources.identity(config)
     entry = {"commit": "a" * 40, "license": "mit", "gated": False, "size_gb": 1.5}

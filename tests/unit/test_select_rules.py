@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -187,7 +188,9 @@ def test_nothing_kept_names_the_rule_that_emptied_it(tmp_path: Path) -> None:
         case.run()
 
 
-@pytest.mark.parametrize("settings", [{"quality": "beauty"}, {"drop_quality": 1.0}, {"refusal_max": 20.0}])
+@pytest.mark.parametrize(
+    "settings", [{"quality": "beauty"}, {"drop_quality": 1.0}, {"refusal_max": 20.0}, {"population": 1.5}]
+)
 def test_settings_without_sense_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
     case = Case(tmp_path, [(record("a"), score("a"))])
     with pytest.raises(UserError, match=f"select.{next(iter(settings))}"):
@@ -242,3 +245,61 @@ def test_missing_or_torn_scores_are_named(tmp_path: Path) -> None:
 def test_selection_loads_no_torch() -> None:
     code = "import sys, cathpc.data.select; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def plane(refusal: Any, quality: Any) -> list[tuple[Record, Score]]:
+    """Records at these places of the (refusal, quality) plane."""
+    pairs = list(zip(refusal, quality, strict=True))
+    return [(record(f"r{i}"), score(f"r{i}", refusal=float(x), contrast=float(y))) for i, (x, y) in enumerate(pairs)]
+
+
+def test_what_lies_outside_the_main_population_is_dropped(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    inside = plane(1 / (1 + np.exp(4 + draws.normal(0, 0.5, 500))), draws.normal(0.3, 0.1, 500))
+    far = [(record(f"far{i}"), score(f"far{i}", refusal=0.15, contrast=c)) for i, c in enumerate((-2.0, 2.5, 3.0))]
+    case = Case(tmp_path, inside + far)
+    case.run(population=0.9)
+    kept = case.kept()
+    assert not any(key.startswith("far") for key in kept) and 0.9 * 503 <= len(kept) <= 0.92 * 503
+    rule, value, threshold = reason(case.verdicts()["far0"])
+    assert rule == "population" and 0 <= value < threshold < 1
+    flow = json.loads((case.out / "flow.json").read_text())
+    assert flow["cuts"]["general"]["population"] == threshold
+
+
+def test_the_main_population_is_the_smallest_region_that_holds_its_share() -> None:
+    """Two normal populations: the border cuts both at one density, unlike a box (Hyndman 1996)."""
+    draws = np.random.default_rng(1)
+    logit = np.concatenate([draws.normal(-4, 0.3, 6000), draws.normal(-2, 0.6, 4000)])
+    refusal, quality = (
+        1 / (1 + np.exp(-logit)),
+        np.concatenate([draws.normal(0, 0.2, 6000), draws.normal(2, 0.4, 4000)]),
+    )
+    settings = SelectConfig(population=0.8)
+    densities = filters.density(settings, refusal, quality)
+    cut = filters.population_cut(settings, densities)
+    assert cut is not None and (densities >= cut).mean() == pytest.approx(0.8, abs=0.02)
+
+    def normal(x: Any, y: Any, sx: float, sy: float) -> Any:
+        return np.exp(-((x / sx) ** 2 + (y / sy) ** 2) / 2) / (2 * np.pi * sx * sy)
+
+    true = 0.6 * normal(logit + 4, quality, 0.3, 0.2) + 0.4 * normal(logit + 2, quality - 2, 0.6, 0.4)
+    agree = (densities >= cut) == (true >= np.quantile(true, 0.2))
+    assert agree.mean() > 0.95
+
+
+def test_a_population_of_equal_records_stays_whole(tmp_path: Path) -> None:
+    case = Case(tmp_path, plane([0.01] * 20, [0.5] * 20))
+    case.run(population=0.5)
+    assert len(case.kept()) == 20
+
+
+def test_a_component_has_a_quota_of_its_own(tmp_path: Path) -> None:
+    rows = [(record(f"g{i}"), score(f"g{i}")) for i in range(30)]
+    rows += [(record(f"h{i}", "health"), score(f"h{i}")) for i in range(30)]
+    case = Case(tmp_path, rows, shard=7)
+    case.run(quotas={"health": 5})
+    assert [sum(k.startswith(c) for k in case.kept()) for c in "gh"] == [30, 5]
+    assert {k for k in case.kept() if k.startswith("h")} == set(
+        sorted((f"h{i}" for i in range(30)), key=filters.sample_hash)[:5]
+    )

@@ -20,6 +20,7 @@ import pytest
 from cathpc.data import encode, pack, ragged
 from cathpc.data.bins import best_fit_decreasing
 from cathpc.data.config import PackConfig
+from cathpc.data.workers import in_order
 from cathpc.errors import UserError
 from cathpc.models import jinja, template
 from cathpc.models.config import TemplateConfig
@@ -192,9 +193,9 @@ def test_the_number_of_workers_changes_no_byte(base: Path, tmp_path: Path, monke
 
 
 def test_work_that_is_shared_comes_back_in_order_and_a_fault_is_told() -> None:
-    assert list(encode.in_order(abs, range(-20, 0), 2)) == list(range(20, 0, -1))
+    assert list(in_order(abs, range(-20, 0), 2)) == list(range(20, 0, -1))
     with pytest.raises(ValueError, match="invalid literal"):
-        list(encode.in_order(int, ["1", "x", *"23456789"], 2))
+        list(in_order(int, ["1", "x", *"23456789"], 2))
 
 
 def test_rows_tell_their_counts_and_their_records_by_name(base: Path, tmp_path: Path) -> None:

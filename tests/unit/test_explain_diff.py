@@ -1,0 +1,134 @@
+"""`explain` and `diff` on runs whose pull and select are real; scores and models are written by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cathpc import acts
+from cathpc.config import as_plain
+from cathpc.data import pull, select
+from cathpc.data.config import DatasetConfig, Format, SelectConfig, SourceConfig
+from cathpc.errors import UserError
+from cathpc.record import SCORE_SCHEMA
+
+FIGURES = {"nll": 1.0, "pool_nll": 1.5, "perplexity": 2.7, "contrast": 0.5, "tokens": 99, "answer_tokens": 60}
+FIGURES |= {"correlatives": 2, "steps": 1}
+
+
+def finish(folder: Path, stage: str, config: Any, summary: dict[str, Any]) -> None:
+    manifest = {"fingerprint": folder.name, "digest": "d" * 16, "config": config, "summary": summary}
+    (folder / "manifest.json").write_text(json.dumps({"stage": stage, "inputs": {}, **manifest}))
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs 'loose' and 'strict' over one pull; ids of a good, a refusing and a borderline record, in this order."""
+    monkeypatch.chdir(tmp_path)
+    answers = ["Because it is so.", "I cannot help.", "If so, then so."]
+    rows = [{"prompt": f"Why {i}?", "response": answer} for i, answer in enumerate(answers)]
+    lines = [*map(json.dumps, rows), json.dumps(rows[0]), "{broken"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    source = SourceConfig(path="rows.jsonl", license="mit", format=Format.prompt_response, generator="gpt-4")
+    dataset: Any = SimpleNamespace(dataset=DatasetConfig(root=str(tmp_path), sources={"mine": source}))
+    folders = {
+        name: tmp_path / "store" / name / ("f" * 16) for name in ("pull", "score", "reference", "pool", "refusal")
+    }
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    finish(folders["pull"], "pull", {}, pull.run(dataset, {}, folders["pull"]))
+    for name in ("reference", "pool", "refusal"):
+        config = {"refusal" if name == "refusal" else "gpt": {"base": f"./{name}-base"}}
+        finish(folders[name], name, config, {"line": f"{name} is good"})
+    ids = pq.read_table(folders["pull"] / "records" / "records-00000.parquet")["id"].to_pylist()
+    scored = [
+        {**dict.fromkeys(SCORE_SCHEMA.names), "id": i, "status": "ok", "language": "en", "refusal": r, **FIGURES}
+        for i, r in zip(ids, (0.01, 0.9, 0.15), strict=True)
+    ]
+    (folders["score"] / "scores").mkdir()
+    table = pa.Table.from_pylist(scored, schema=SCORE_SCHEMA)
+    pq.write_table(table, folders["score"] / "scores" / "scores-00000.parquet")
+    finish(folders["score"], "score", {}, {})
+    for name, limit in (("loose", 0.2), ("strict", 0.1)):
+        settings = SelectConfig(refusal_max=limit, drop_quality=0.0)
+        out = tmp_path / "store" / "select" / name
+        out.mkdir(parents=True)
+        given: Any = SimpleNamespace(select=settings)
+        finish(out, "select", {"select": as_plain(settings)}, select.run(given, folders, out))
+        links = tmp_path / "runs" / name / "stages"
+        links.mkdir(parents=True)
+        for stage, folder in {**folders, "select": out}.items():
+            (links / stage).symlink_to(folder)
+    return list(ids)
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    act, arguments = acts.pick(list(words))
+    assert act.main(arguments) == 0
+    return capsys.readouterr().out
+
+
+def test_explain_gives_source_scores_models_and_how_far_the_rule_was(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = json.loads(said(capsys, "explain", runs[1], "--run", "loose", "--json"))
+    assert found["record"]["origin"] == "rows.jsonl:2" and found["record"]["license"] == "mit"
+    assert found["score"]["refusal"] == 0.9
+    assert found["models"]["refusal"] == {
+        "fingerprint": "f" * 16, "digest": "d" * 16, "base": "./refusal-base", "line": "refusal is good"
+    }  # fmt: skip
+    rules = {rule["rule"]: rule for rule in found["rules"]}
+    assert rules["refusal"] | {"off": None} == {
+        "rule": "refusal", "passes": False, "value": 0.9, "threshold": 0.2, "off": None
+    }  # fmt: skip
+    assert rules["refusal"]["off"] == pytest.approx(0.7)
+    assert rules["too_short"]["passes"] and rules["too_short"]["off"] == 50
+    text = said(capsys, "explain", runs[1][:8], "--run", "loose")
+    assert "dropped by the rule refusal" in text and "I cannot help." in text and "0.7" in text
+
+
+def test_explain_knows_what_repeats_a_record_and_rows_that_never_were_one(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = json.loads(said(capsys, "explain", runs[0], "--run", "loose", "--json"))
+    assert [(r["origin"], r["reason"]) for r in found["rejects"]] == [("rows.jsonl:4", "duplicate")]
+    assert found["verdict"]["kept"]
+    assert "not_json" in said(capsys, "explain", "rows.jsonl:5", "--run", "loose")
+    assert runs[2] in said(capsys, "explain", "rows.jsonl:3", "--run", "loose")
+
+
+def test_explain_of_nothing_says_where_names_are(runs: list[str]) -> None:
+    with pytest.raises(UserError, match=r"loose knows no record 'ffffffffff'.*rejects\.jsonl"):
+        acts.pick(["explain", "ffffffffff", "--run", "loose"])[0].main(
+            acts.pick(["explain", "ffffffffff", "--run", "loose"])[1]
+        )
+
+
+def test_diff_shows_what_moved_by_which_rule_and_setting(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(said(capsys, "diff", "loose", "strict", "--json"))
+    assert found["settings"] == {"refusal_max": [0.2, 0.1]} and found["same"] == 2
+    assert found["moves"] == [{"from": "kept", "to": "refusal", "records": 1, "examples": [runs[2]]}]
+    assert found["components"] == {"general": {"a": 2, "b": 1, "left": 1, "joined": 0}}
+    text = said(capsys, "diff", "loose", "strict")
+    assert "select.refusal_max: 0.2 -> 0.1" in text and f"explain {runs[2]} --run strict" in text
+
+
+def test_diff_of_selections_of_other_records_says_who_was_not_there(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdicts = Path("runs/strict/stages/select").resolve() / "verdicts.parquet"
+    pq.write_table(pq.read_table(verdicts).slice(1), verdicts)
+    found = json.loads(said(capsys, "diff", "loose", "strict", "--json"))
+    assert {(m["from"], m["to"]) for m in found["moves"]} == {("kept", "not there"), ("kept", "refusal")}
+
+
+def test_a_run_that_is_not_there_is_named_with_those_that_are(runs: list[str]) -> None:
+    act, arguments = acts.pick(["diff", "loose", "stric"])
+    with pytest.raises(UserError, match=r"there is no run 'stric'.*Did you mean: strict"):
+        act.main(arguments)
