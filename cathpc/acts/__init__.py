@@ -27,6 +27,7 @@ ACTS = {
     "fetch": "cathpc.acts.fetch",
     "pin": "cathpc.acts.pin",
     "chat": "cathpc.acts.chat",
+    "score": "cathpc.acts.score",
     "export": "cathpc.acts.export",
     "compare": "cathpc.acts.compare",
     "doctor": "cathpc.acts.doctor",

@@ -2,9 +2,10 @@
 
 In: the records of pull, the base of group `gpt`. Out: `model/`, a Hugging Face folder with its template, and
 `metrics.json`. The reference learns from the generators that `gpt.reference_generators` names, the pool from every
-other named generator, in equal numbers of records. Neither sees a held-out prompt. The records are those with the
-smallest hashes until `gpt.train_tokens` are reached, so memory grows with `gpt.train_tokens` and the model, not with
-the data.
+other named generator, in equal numbers of records. Neither sees a held-out prompt. Which records, up to
+`gpt.train_tokens`, is a matter of hashes of their prompts: memory grows with `gpt.train_tokens` and the model, not with
+the data, and where both sides answer the same prompts both GPTs learn from the same ones, so that what tells them apart
+is how they answer and not what they were asked.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import heapq
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from cathpc.models.config import Dtype, GptConfig
 from cathpc.models.source import prepare
 from cathpc.models.template import Template
 from cathpc.models.weights import write_json
-from cathpc.record import heldout, unit_hash
+from cathpc.record import heldout, prompt_key, unit_hash
 
 if TYPE_CHECKING:
     from cathpc.config import Config
@@ -41,6 +42,8 @@ Model = Any
 MIN_TOKENS = 8
 """No conversation in the template has fewer tokens: how many records `gpt.train_tokens` can call for at most."""
 BLOCK = 1024
+_ORDER = 1_000_003
+"""Added to the seed: of the hash that orders prompts."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record stands: its shard and its row there, ordered by a hash of its id."""
+    """Where a record stands, its shard and its row there, ordered by hashes of its prompt and of its id."""
 
+    prompt: float
     hash: float
     shard: int
     row: int
 
     def __lt__(self, other: Place) -> bool:  # a heap of these keeps the smallest hashes: its top is the largest
-        return self.hash > other.hash
+        return (self.prompt, self.hash) > (other.prompt, other.hash)
 
 
 def reference(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -138,8 +142,8 @@ def choose(
 ) -> tuple[list[Place], list[Place], dict[str, int]]:
     """Places of the records to train on and of those to hold out, in the order in which they are taken.
 
-    Returns (training, held out, records by generator over all data). Generators take turns, each in the order of
-    hashes.
+    Returns (training, held out, records by generator over all data). Generators take turns; each gives its answer to
+    the prompt that was taken least before, the first by hash among those.
     """
     limits = (max(1, gpt.train_tokens // MIN_TOKENS), max(1, gpt.heldout_tokens // MIN_TOKENS))
     heaps: tuple[dict[str, list[Place]], dict[str, list[Place]]] = ({}, {})
@@ -153,7 +157,9 @@ def choose(
                 if generator and wanted(generator):
                     side = int(heldout(messages, gpt.heldout_share, gpt.seed))
                     heap = heaps[side].setdefault(generator, [])
-                    heapq.heappush(heap, Place(unit_hash(key, gpt.seed), number, row))
+                    # Another seed than the split's, by which all prompts of one side are alike.
+                    order = unit_hash(prompt_key(messages), gpt.seed + _ORDER)
+                    heapq.heappush(heap, Place(order, unit_hash(key, gpt.seed), number, row))
                     if len(heap) > limits[side]:
                         heapq.heappop(heap)
                 row += 1
@@ -278,7 +284,20 @@ def _targets(example: Example) -> int:
 
 
 def _in_turns(queues: list[list[Place]]) -> list[Place]:
-    return [place for turn in zip_longest(*queues) for place in turn if place is not None]
+    """The places of all `queues`, each ascending by its hashes, a queue after the other: see `choose`."""
+    taken: Counter[float] = Counter()
+    heaps = [[(0, p.prompt, p.hash, i) for i, p in enumerate(queue)] for queue in queues]  # ascending, so heaps
+    order: list[Place] = []
+    while any(heaps):
+        for queue, heap in zip(queues, heaps, strict=True):
+            while heap and heap[0][0] < taken[heap[0][1]]:  # the prompt was taken since
+                _, prompt, *rest = heap[0]
+                heapq.heapreplace(heap, (taken[prompt], prompt, *rest))
+            if heap:
+                _, prompt, _, place = heapq.heappop(heap)
+                taken[prompt] += 1
+                order.append(queue[place])
+    return order
 
 
 def _read(shards: list[Path], places: list[Place]) -> Iterator[list[dict[str, str]]]:
