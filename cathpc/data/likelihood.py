@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 from cathpc.broken import MOST, Broken, bisect
 from cathpc.data.reasoning import Lexicon, language, load_lexicon, measure
 from cathpc.errors import DataError
+from cathpc.models.blocks import speed_up
 from cathpc.models.config import Dtype, ScoreConfig
 from cathpc.models.gpt import Example, Model, tensors, token_nll
 from cathpc.models.refusal import RefusalModel
@@ -89,9 +90,9 @@ def score_records(
     found: list[Score | Broken] = [t if isinstance(t, Broken) else t.score for t in tokenised]
     broken = sum(isinstance(t, Broken) for t in tokenised)
     todo = [(i, t) for i, t in enumerate(tokenised) if not isinstance(t, Broken) and t.score.status == "ok"]
-    todo.sort(key=lambda pair: (len(pair[1].example.ids), pair[0]))
     done = len(rows) - len(todo)
-    for batch in _batches(todo, models.batch_tokens):
+    for numbers in in_batches([len(t.example.ids) for _, t in todo], models.batch_tokens):
+        batch = [todo[n] for n in numbers]
         results = bisect([t for _, t in batch], lambda block: _scored(block, models), MOST - broken)
         for (i, _), result in zip(batch, results, strict=True):
             if isinstance(result, Broken):
@@ -188,14 +189,15 @@ def _fill(score: Score, record: Record, nll: float, pool_nll: float, refusal: fl
     score.language = language(turns[-1][1], context=turns[-1][0])
 
 
-def _batches(todo: list[tuple[int, _Tokenised]], batch_tokens: int) -> list[list[tuple[int, _Tokenised]]]:
-    """`todo`, ascending by length, in batches whose padded size is at most `batch_tokens` (or of one record)."""
-    result: list[list[tuple[int, _Tokenised]]] = []
-    for one in todo:
-        if result and len(one[1].example.ids) * (len(result[-1]) + 1) <= batch_tokens:
-            result[-1].append(one)
+def in_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """The numbers of sequences of these lengths, ascending by length, in batches whose padded size is at most
+    `batch_tokens` (or of one sequence)."""
+    result: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if result and lengths[i] * (len(result[-1]) + 1) <= batch_tokens:
+            result[-1].append(i)
         else:
-            result.append([one])
+            result.append([i])
     return result
 
 
@@ -205,4 +207,4 @@ def _load(folder: Path, dtype: Dtype) -> Model:
         folder, dtype=getattr(torch, dtype.value), local_files_only=True
     )
     model.to(device).eval()
-    return model
+    return speed_up(model)

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM
 
 from cathpc import progress
 from cathpc.errors import UserError
+from cathpc.models.blocks import LARGEST_KEPT
 from cathpc.models.config import Dtype, GptConfig
 from cathpc.models.source import prepare
 from cathpc.models.template import Template
@@ -42,6 +43,8 @@ Model = Any
 MIN_TOKENS = 8
 """No conversation in the template has fewer tokens: how many records `gpt.train_tokens` can call for at most."""
 BLOCK = 1024
+LOGIT_BYTES = {"cpu": LARGEST_KEPT, "cuda": 2**28}
+"""Of the logits that exist at once, by device: on CPUs what stays in the allocator, and almost in the cache."""
 _ORDER = 1_000_003
 """Added to the seed: of the hash that orders prompts."""
 
@@ -237,18 +240,21 @@ def perplexity(model: Model, examples: list[Example], pad_id: int, gpt: GptConfi
 
 
 def token_nll(
-    model: Model, ids: torch.Tensor, mask: torch.Tensor, *, chunk: int = 512
+    model: Model, ids: torch.Tensor, mask: torch.Tensor, *, chunk: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """NLL of the tokens under `mask` given those before them.
 
     `ids` int64 [rows, length], padded on the right; `mask` bool of the same shape. Returns (NLL float32 [n], row of
-    each int64 [n]). Logits are computed for these tokens alone, `chunk` at a time (0: all at once, for training). No
-    attention mask is needed: attention is causal, so that padding on the right is seen by padding alone.
+    each int64 [n]). Logits are computed for these tokens alone, `chunk` at a time (None: as many as take `LOGIT_BYTES`
+    in float32; 0: all at once, for training). No attention mask is needed: attention is causal, so that padding on the
+    right is seen by padding alone.
     """
     hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     learned = mask[:, 1:]
     states, targets = hidden[:, :-1][learned], ids[:, 1:][learned]
     head = model.get_output_embeddings()
+    if chunk is None:
+        chunk = max(8, LOGIT_BYTES[ids.device.type] // (4 * head.out_features) // 8 * 8)
     size = chunk or max(1, len(targets))
     parts = [
         torch.nn.functional.cross_entropy(head(s).float(), t, reduction="none")

@@ -24,35 +24,18 @@ from cathpc import shards
 from cathpc.broken import Broken
 from cathpc.data import likelihood, score
 from cathpc.errors import DataError
-from cathpc.models.config import Dtype, RefusalConfig, ScoreConfig, TemplateConfig
-from cathpc.models.refusal import Labelled, fit, save
-from cathpc.models.source import prepare
+from cathpc.models.config import Dtype, ScoreConfig
 from cathpc.models.template import Template
 from cathpc.record import RECORD_SCHEMA, SCORE_SCHEMA, Record, Score
 
-TEMPLATE = TemplateConfig(
-    renames={"<|reserved_special_token_0|>": "<|im_start|>", "<|reserved_special_token_1|>": "<|im_end|>"},
-    pad="<|reserved_special_token_2|>",
-)
 TEXT = "because the river is long , we walk slowly and then rest ; therefore nobody is tired today"
 WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of the stages before score: two tiny GPTs with random weights and a tiny classifier."""
-    root = tmp_path_factory.mktemp("models")
-    llama, bert = prepare("random:llama", TEMPLATE, root / "cache"), prepare("random:bert", None, root / "cache")
-    for seed, name in enumerate(("reference", "pool")):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_pretrained(llama)
-        for parameter in model.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)  # far from uniform, so that a fault shows
-        model.save_pretrained(root / name / "model")
-        Template.load(llama).copy(root / name / "model")
-    rows = [Labelled(str(i), str(i), "q", "no" if i % 2 else "yes of course", bool(i % 2)) for i in range(4)]
-    save(fit(bert, rows, RefusalConfig(epochs=1, max_len=32)), root / "refusal" / "model")
-    return {name: root / name for name in ("reference", "pool", "refusal")}
+def inputs(scoring_folders: dict[str, Path]) -> dict[str, Path]:
+    """Folders of the stages before score."""
+    return scoring_folders
 
 
 @pytest.fixture(scope="module")
