@@ -1,11 +1,12 @@
 """The reference GPT and the pool GPT: two copies of one base, tuned on different authors' answers.
 
-In: the records of pull, the base of group `gpt`. Out: `model/`, a Hugging Face folder with its template, and
-`metrics.json`. The reference learns from the generators that `gpt.reference_generators` names, the pool from every
-other named generator, in equal numbers of records. Neither sees a held-out prompt. Which records, up to
-`gpt.train_tokens`, is a matter of hashes of their prompts: memory grows with `gpt.train_tokens` and the model, not with
-the data, and where both sides answer the same prompts both GPTs learn from the same ones, so that what tells them apart
-is how they answer and not what they were asked.
+In: the records of pull, the base of group `gpt`. Out: `model/`, a Hugging Face folder with its template,
+`metrics.json`, and `heldout.parquet` (id, generator): answers to held-out prompts, by which the report measures the
+scores. The reference learns from the generators that `gpt.reference_generators` names, the pool from every other named
+generator, in equal numbers of records. Neither sees a held-out prompt. Which records, up to `gpt.train_tokens`, is a
+matter of hashes of their prompts: memory grows with `gpt.train_tokens` and the model, not with the data, and where both
+sides answer the same prompts both GPTs learn from the same ones, so that what tells them apart is how they answer and
+not what they were asked.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from cathpc.models.config import Dtype, GptConfig
 from cathpc.models.source import prepare
 from cathpc.models.template import Template
 from cathpc.models.weights import write_json
-from cathpc.record import heldout, prompt_key, unit_hash
+from cathpc.record import RECORD_SCHEMA, heldout, prompt_key, unit_hash
 
 if TYPE_CHECKING:
     from cathpc.config import Config
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 Model = Any
 """A causal language model of transformers, whose methods have no types."""
 
+HELDOUT = "heldout.parquet"
 MIN_TOKENS = 8
 """No conversation in the template has fewer tokens: how many records `gpt.train_tokens` can call for at most."""
 BLOCK = 1024
@@ -133,6 +135,7 @@ def _stage(
         "curve": curve,
     }
     write_json(out / "metrics.json", metrics)
+    _write_heldout(shards, held_places, out / HELDOUT)
     change = (
         "no held-out record" if before is None or after is None else f"held-out perplexity {before:.2f} → {after:.2f}"
     )
@@ -314,6 +317,16 @@ def _read(shards: list[Path], places: list[Place]) -> Iterator[list[dict[str, st
         messages = pq.read_table(shards[number], columns=["messages"]).take(pa.array(rows))["messages"].to_pylist()
         found.update({(number, row): m for row, m in zip(rows, messages, strict=True)})
     return (found[place.shard, place.row] for place in places)
+
+
+def _write_heldout(shards: list[Path], places: list[Place], path: Path) -> None:
+    """Id and generator of the records at `places`."""
+    parts = []
+    for number in sorted({place.shard for place in places}):
+        rows = sorted(place.row for place in places if place.shard == number)
+        parts.append(pq.read_table(shards[number], columns=["id", "generator"]).take(pa.array(rows)))
+    empty = RECORD_SCHEMA.empty_table().select(["id", "generator"])
+    pq.write_table(pa.concat_tables([empty, *parts]), path)
 
 
 def _listing(seen: dict[str, int]) -> str:
