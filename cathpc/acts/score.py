@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,8 @@ def main(arguments: argparse.Namespace) -> int:
 
     from cathpc.data.likelihood import ScoringModels, score_records
 
-    models = ScoringModels.load(config.score, **{name: places[name].folder for name in MODELS})
+    settings = replace(config.score, min_answer_tokens=0, min_correlatives=0, languages=[])  # every row is asked about
+    models = ScoringModels.load(settings, **{name: places[name].folder for name in MODELS})
     progress = _Progress(seen.rows)
     before = scorefile.score_file(
         file,

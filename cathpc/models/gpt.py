@@ -148,7 +148,8 @@ def choose(
 ) -> tuple[list[Place], list[Place], dict[str, int]]:
     """Places of the records to train on and of those to hold out, in the order in which they are taken.
 
-    Returns (training, held out, records by generator over all data). Generators take turns; each gives its answer to
+    Returns (training, held out, records by generator over all data); no more of each than its tokens can call for.
+    Generators take turns; each gives its answer to
     the prompt that was taken least before, the first by hash among those.
     """
     limits = (max(1, gpt.train_tokens // MIN_TOKENS), max(1, gpt.heldout_tokens // MIN_TOKENS))
@@ -170,7 +171,8 @@ def choose(
                         heapq.heappop(heap)
                 row += 1
     train_places, held_places = (
-        _in_turns([sorted(heap, reverse=True) for _, heap in sorted(h.items())]) for h in heaps
+        _in_turns([sorted(heap, reverse=True) for _, heap in sorted(h.items())])[:limit]
+        for h, limit in zip(heaps, limits, strict=True)
     )
     return train_places, held_places, dict(sorted(seen.items()))
 
