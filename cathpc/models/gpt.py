@@ -302,8 +302,8 @@ def _in_turns(queues: list[list[Place]]) -> list[Place]:
     while any(heaps):
         for queue, heap in zip(queues, heaps, strict=True):
             while heap and heap[0][0] < taken[heap[0][1]]:  # the prompt was taken since
-                _, prompt, *rest = heap[0]
-                heapq.heapreplace(heap, (taken[prompt], prompt, *rest))
+                _, prompt, key, place = heap[0]
+                heapq.heapreplace(heap, (taken[prompt], prompt, key, place))
             if heap:
                 _, prompt, _, place = heapq.heappop(heap)
                 taken[prompt] += 1

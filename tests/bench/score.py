@@ -151,6 +151,7 @@ def main() -> None:
 
     def add(name: str, count: int, seconds: tuple[float, float]) -> None:
         rates.setdefault(name, []).append((count / seconds[0], count / seconds[1]))
+        print(f"  {name:<22}{count / seconds[0]:>10,.0f} tokens/s{count / seconds[1]:>10,.0f} a CPU second", flush=True)
 
     # What ours tells the allocator holds for the process: the contenders run before it is told.
     for _ in range(arguments.rounds):
@@ -173,9 +174,10 @@ def main() -> None:
             once = forward(plain, mean, shape, vocabulary)
             add(f"forward {shape} again", 4 * once(), timed(lambda o=once: [o() for _ in range(4)]))
 
+    print("medians")
     medians = {name: tuple(statistics.median(v) for v in zip(*seen, strict=True)) for name, seen in rates.items()}
     for name, (wall, cpu) in medians.items():
-        print(f"{name:<22}{wall:>10,.0f} tokens/s{cpu:>10,.0f} tokens a CPU second")
+        print(f"{name:<22}{wall:>10,.0f} tokens/s{cpu:>10,.0f} a CPU second")
     ours = max((name for name in medians if name.startswith("ours")), key=lambda n: medians[n])
     for against, least in WANTED.items():
         rivals = [name for name in medians if name.startswith(against)]
