@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +71,7 @@ def main(arguments: argparse.Namespace) -> int:
         output,
         columns,
         seen.rows,
-        lambda records: score_records(records, models),
+        lambda records: score_records(records, models, progress.show),
         about=about,
         max_bytes=max_bytes,
         cache=cache,
@@ -112,27 +112,32 @@ class _Progress:
     """Rows done, on one line of a terminal, else a line every so often; and the counts for the end."""
 
     def __init__(self, total: int) -> None:
-        self.total = total
+        self.total, self.done = total, 0
         self.statuses: Counter[str] = Counter()
         self.tokens = 0
         self.began = self.told = time.monotonic()
-        self.write: Callable[[str], object] = sys.stderr.write
+        self.terminal = sys.stderr.isatty()
 
     def add(self, done: int, scores: Sequence[Score]) -> None:
+        """A block of rows is written; `done` counts those of an earlier attempt too."""
+        self.done = done
         self.statuses.update(score.status for score in scores)
         self.tokens += sum(score.tokens or 0 for score in scores if score.status == "ok")
+        self.show(0)
+
+    def show(self, more: int) -> None:
+        """Say how far it is: `more` records of the next block are scored."""
         now = time.monotonic()
-        terminal = sys.stderr.isatty()
-        if not terminal and now - self.told < REPORT_S:
+        if now - self.told < (0.5 if self.terminal else REPORT_S):
             return
         self.told = now
-        text = f"{done:,} of {self.total:,} rows, {self.tokens / (now - self.began):,.0f} tokens/s"
-        self.write(f"\r{text}" if terminal else f"{text}\n")
-        sys.stderr.flush()
+        text = f"{self.done + more:,} of {self.total:,} rows"
+        print(f"\r{text}" if self.terminal else text, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        if sys.stderr.isatty():
-            self.write("\n")
+        """Leave the line of the terminal."""
+        if self.terminal:
+            print(file=sys.stderr)
 
     def summary(self, before: int) -> str:
         """How many of which status, and how fast."""

@@ -35,7 +35,7 @@ from cathpc.record import SCORE_SCHEMA, Record, Score
 from cathpc.shards import whole
 
 COLUMNS = ("id", "status", "perplexity", "nll", "contrast", "refusal", "tokens", "correlatives", "steps")
-CHUNK_ROWS, CHUNK_CHARACTERS = 512, 4_000_000
+CHUNK_ROWS, CHUNK_CHARACTERS = 256, 2_000_000
 OUTPUTS = (".jsonl", ".parquet")
 
 MESSAGES = ("messages", "conversations")
