@@ -249,9 +249,9 @@ def test_a_file_of_ones_own_is_scored_with_the_models_of_the_run(home: Home, tmp
     (tmp_path / "own.jsonl").write_text("\n".join(lines) + "\n")
     result = home.run("score", SMOKE, "--input", str(tmp_path / "own.jsonl"), "--output", str(tmp_path / "out.parquet"))
     assert result.returncode == 0, result.stderr
-    assert f"{len(lines)} rows" in result.stdout and "bad_turns" in result.stdout
+    assert f"{len(lines)} rows" in result.stdout and "1 empty" in result.stdout
     found = pq.read_table(tmp_path / "out.parquet").to_pylist()
-    assert found.pop(1) == {**dict.fromkeys(found[0]), "id": "bad", "status": "bad_turns"}
+    assert found.pop(1) == {**dict.fromkeys(found[0]), "id": "bad", "status": "empty"}
     for one, other in zip(found, scored, strict=True):
         assert list(one) == [
             "id", "status", "perplexity", "nll", "contrast", "refusal", "tokens", "correlatives", "steps",
