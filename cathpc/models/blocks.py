@@ -3,8 +3,8 @@
 In: queries, keys and values of whole sequences, in transformers' calling convention. Out: what scaled dot product
 attention gives, within the rounding of the dtype. torch's own kernel for CPUs computes all L^2 pairs of a sequence of
 up to 512 tokens and multiplies them in small tiles; here a block of `BLOCK` queries meets the keys up to its own end
-alone, all heads that share a key at once, as one matrix product each way: a third of the time at 256 to 1,024 tokens of
-SmolLM2-135M in bfloat16. Time grows with L^2 / 2, memory with `BLOCK` x L x heads. On GPUs torch's kernels are left
+alone, all heads that share a key at once, as one matrix product each way: 60% of the time at 256 tokens, half at 512
+(SmolLM2-135M, bfloat16). Time grows with L^2 / 2, memory with `BLOCK` x L x heads. On GPUs torch's kernels are left
 alone.
 """
 
@@ -48,16 +48,17 @@ def attention(
         return out
     shared = key.shape[1]
     group = heads // shared
-    grouped = (query * (width**-0.5 if scaling is None else scaling)).view(rows, shared, group, length, width)
-    keys = key.transpose(2, 3)
-    later = torch.full((BLOCK, BLOCK), float("-inf"), dtype=query.dtype).triu(1)
+    # In float32: rounded to bfloat16, logits of 16 are 0.03 off, and the NLL twice as far as with torch's kernel.
+    grouped = (query.float() * (width**-0.5 if scaling is None else scaling)).view(rows, shared, group, length, width)
+    keys = key.float().transpose(2, 3)
+    later = torch.full((BLOCK, BLOCK), float("-inf")).triu(1)
     parts = []
     for start in range(0, length, BLOCK):
         end = min(length, start + BLOCK)
         size = end - start
         logits = grouped[:, :, :, start:end].reshape(rows, shared, group * size, width) @ keys[..., :end]
         logits.view(rows, shared, group, size, end)[..., start:] += later[:size, :size]
-        mixed = torch.softmax(logits, -1) @ value[:, :, :end]  # summed in float32 within the kernel
+        mixed = torch.softmax(logits, -1).to(value.dtype) @ value[:, :, :end]
         parts.append(mixed.view(rows, heads, size, width).transpose(1, 2))
     return torch.cat(parts, 1), None
 

@@ -148,7 +148,7 @@ def test_what_one_stage_asks_for_is_a_key_like_others(override: str) -> None:
 
 def test_no_rule_of_selection_may_want_what_was_not_scored() -> None:
     for override, key in (
-        ("score.min_answer_tokens=11", "min_answer_tokens"),
+        ("score.min_answer_tokens=17", "min_answer_tokens"),
         ("score.min_correlatives=2", "min_correlatives"),
         ("score.languages=[fi]", "languages"),
     ):

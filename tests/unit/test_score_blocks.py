@@ -35,15 +35,17 @@ def test_gradients_are_those_of_one_causal_attention() -> None:
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
-def test_rounding_in_bfloat16_is_at_most_twice_that_of_torchs_own() -> None:
+def test_rounding_in_bfloat16_is_about_that_of_torchs_own() -> None:
+    """With logits of some 16, where bfloat16 itself would be 0.06 off."""
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 6, 300, 64)
-    exact = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    query *= 4
     halves = [x.bfloat16() for x in (query, key, value)]
+    exact = torch.nn.functional.scaled_dot_product_attention(*(x.float() for x in halves), is_causal=True)
     theirs = torch.nn.functional.scaled_dot_product_attention(*halves, is_causal=True)
     ours, _ = blocks.attention(torch.nn.Module(), halves[0], halves[1], halves[2], None)
     ours_off, theirs_off = ((x - exact).abs().mean().item() for x in (ours.transpose(1, 2), theirs))
-    assert ours_off < 2 * theirs_off
+    assert ours_off < 1.5 * theirs_off
 
 
 def test_a_mask_is_obeyed() -> None:
