@@ -119,7 +119,7 @@ def test_bfloat16_is_near_float32_on_a_trained_model(smollm2: Path) -> None:
     """Within 0.01 nat a token on average, and no record further than 0.05."""
     shown = ["Paris is the capital of France, because the king lived there.", "2 + 2 = 4", "I am sorry, but I cannot."]
     template = Template.load(smollm2)
-    pairs = [[{"role": "user", "content": "Why?"}, {"role": "assistant", "content": f"{t} {TEXT}"}] for t in shown]
+    pairs = [[{"role": "user", "content": "Why?"}, {"role": "assistant", "content": f"{t} {TEXT} " * 3}] for t in shown]
     examples = [Example(*template.encode(pair)) for pair in pairs]
     exact, near = (
         likelihood.mean_nll(likelihood._load(smollm2, dtype), examples, template.pad_id)
