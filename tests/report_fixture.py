@@ -58,6 +58,9 @@ def build(root: Path, *, count: int = 400) -> dict[str, Path]:
         "export": {"line": "269 MB in 1 file"},
         "evaluate": _evaluate(folders["evaluate"], rng),
     }  # fmt: skip
+    for start, (name, generator) in enumerate((("reference", "gpt-4"), ("pool", "vicuna-13b"))):
+        held = {"id": [r["id"] for r in records[start::2]], "generator": [generator] * len(records[start::2])}
+        pq.write_table(pa.table(held), folders[name] / "heldout.parquet")
     (folders["score"] / "scores").mkdir()
     _parquet(folders["score"] / "scores" / "scores-00000.parquet", scores, SCORE_SCHEMA)
     for number, (name, folder) in enumerate(folders.items()):

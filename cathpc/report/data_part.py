@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cathpc.data import filters
+from cathpc.report import auroc
 from cathpc.report.figures import Picture, floats, ok, quality_cuts, rule_counts
 from cathpc.report.gather import Facts
 from cathpc.report.html import number, percent, words
@@ -151,16 +152,38 @@ def models(facts: Facts) -> dict[str, Any]:
     ]
     rows.append(["generators", *(", ".join(summary["generators"]) for _, summary in gpts)])
     shown = {k: v for k, v in facts.summary("refusal").items() if k != "line"}
+    judged = [
+        [r.generator, r.answers, r.contrast, r.equal_length, r.pairs, r.perplexity, r.length]
+        for r in auroc.table(_answers(facts))
+    ]
     return {
         "text": (
             "No scoring model has seen the prompts that it is measured on. The reference GPT learns from the reference "
             "generators alone, the pool GPT from all others; the refusal classifier from labelled answers."
         ),
         "tables": [
+            table(
+                "AUROC of the reference generators' answers against those of each other one, on held-out prompts, by "
+                f"each score and by length; equal: pairs whose lengths differ by at most {percent(auroc.TOLERANCE)}",
+                ["against", "answers", "contrast", "contrast, equal length", "pairs", "perplexity", "length"],
+                judged,
+            ),
             table("GPTs: perplexity on held-out answers of their own side", ["", "reference", "pool"], rows),
             table("Refusal classifier on held-out answers", ["", "value"], [[label(k), v] for k, v in shown.items()]),
         ],
     }
+
+
+def _answers(facts: Facts) -> auroc.Answers:
+    held = facts.answers_heldout
+    return auroc.Answers(
+        generator=np.asarray(held["generator"].to_pylist(), object),
+        component=np.asarray(held["component"].to_pylist(), object),
+        reference=np.asarray(held["reference"].to_pylist(), bool),
+        contrast=floats(held["contrast"]),
+        perplexity=floats(held["perplexity"]),
+        tokens=floats(held["answer_tokens"]),
+    )
 
 
 def cards(facts: Facts) -> dict[str, Any]:

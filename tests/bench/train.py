@@ -152,22 +152,23 @@ def prepare(model: str, data: Path, seq_len: int, rows: int, top: Path) -> tuple
 
 def records(data: Path) -> Iterator[Record]:
     """The real records in the folder `data`, or the demo's where it is not there; labelled refusals are left out."""
+    from cathpc.data.files import blocks
     from cathpc.data.formats import Reject, columns_of, to_record
-    from cathpc.data.read import local_rows
+    from cathpc.data.read import rows
 
     sources = yaml.safe_load((ROOT / f"conf/dataset/{'research' if data.is_dir() else 'demo'}.yaml").read_text())
     folder = data if data.is_dir() else ROOT / "cathpc/assets/demo"
-    with tempfile.TemporaryDirectory() as cache:
-        for key, plain in sources["sources"].items():
-            enums = {
-                "format": Format(plain.get("format", "alpaca")),
-                "component": Component(plain.get("component", "general")),
-            }
-            source = SourceConfig(**{**plain, **enums})
-            if source.component is Component.refusal:
-                continue
-            columns = columns_of(key, source)
-            for number, row in local_rows(key, source, folder / source.path, 2**23, Path(cache)):
+    for key, plain in sources["sources"].items():
+        enums = {
+            "format": Format(plain.get("format", "alpaca")),
+            "component": Component(plain.get("component", "general")),
+        }
+        source = SourceConfig(**{**plain, **enums})
+        if source.component is Component.refusal:
+            continue
+        columns = columns_of(key, source)
+        for block in blocks(folder / source.path, source.path, 2**23, 2**40):
+            for number, row in rows(block, 2**23):
                 try:
                     yield to_record(row, key, source, columns, f"{source.path}:{number}")
                 except Reject:
