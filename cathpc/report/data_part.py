@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cathpc.data import filters
-from cathpc.report.figures import Picture, floats, ok, quality_cuts, rule_counts
 from cathpc.report.gather import Facts
 from cathpc.report.html import number, percent, words
-from cathpc.report.plots import COMPONENT_COLOURS
+from cathpc.report.measures import floats, of_component, ok, quality_cuts, rule_counts, source_counts
+from cathpc.report.picture import Picture
+from cathpc.report.style import in_order
 from cathpc.report.tables import LABELS, first_user, label, table
 
 QUALITY = {
@@ -30,9 +31,7 @@ def flow(facts: Facts) -> dict[str, Any]:
     """Where records went: by rule, by source, and the rows that never became records."""
     drops = rule_counts(facts)
     entered, kept = facts.scored.num_rows, kept_rows(facts).num_rows
-    counted: Counter[tuple[str, str]] = Counter(
-        zip(facts.scored["source"].to_pylist(), facts.scored["rule"].to_pylist(), strict=True)
-    )
+    counted = source_counts(facts)
     rules = [rule for rule, _ in drops]
     by_source = []
     for source, seen in facts.sources.items():
@@ -85,8 +84,8 @@ def population(facts: Facts) -> dict[str, Any]:
     settings = facts.config("select", "select")
     quality, cuts = settings["quality"], quality_cuts(facts)
     rows = []
-    for component in _components(facts):
-        every = facts.scored.filter(pc.equal(facts.scored["component"], component))
+    for component in in_order(facts.scored["component"].unique().to_pylist()):
+        every = of_component(facts.scored, component)
         scored, kept = ok(every, facts), every.filter(every["kept"])
         rows.append(
             [
@@ -215,15 +214,10 @@ def _setting(settings: Mapping[str, Any], rule: str) -> str:
 def _threshold(facts: Facts, rule: str) -> str:
     """The values that a rule's figure was held against, as the verdicts say."""
     values = facts.scored.filter(pc.equal(facts.scored["rule"], rule))["threshold"]
-    distinct = sorted({v for v in values.to_pylist() if v is not None})
+    distinct = sorted(v for v in values.unique().to_pylist() if v is not None)
     if not distinct:
         return "–"
     return number(distinct[0]) if len(distinct) == 1 else f"{number(distinct[0])} to {number(distinct[-1])}"
-
-
-def _components(facts: Facts) -> list[str]:
-    present = set(facts.scored["component"].to_pylist())
-    return [c for c in COMPONENT_COLOURS if c in present] + sorted(present - set(COMPONENT_COLOURS))
 
 
 def _median(values: pa.ChunkedArray) -> float | None:

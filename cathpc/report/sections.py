@@ -8,9 +8,10 @@ from typing import Any
 from cathpc import __version__
 from cathpc.progress import duration
 from cathpc.report import data_part, model_part
-from cathpc.report.figures import Picture, column, fidelity_rows
 from cathpc.report.gather import Facts
 from cathpc.report.html import number, percent
+from cathpc.report.measures import column, fidelity_rows
+from cathpc.report.picture import Picture
 
 
 def page(facts: Facts, pictures: Mapping[str, Picture], *, name: str, title: str) -> dict[str, Any]:

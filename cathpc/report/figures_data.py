@@ -1,0 +1,352 @@
+"""Figures of the data and of what scored it: `Facts` in, pictures out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cathpc.data.filters import HIGHER_IS_BETTER
+from cathpc.report import density, plots, plots_scores
+from cathpc.report.gather import Facts, sample
+from cathpc.report.html import number, percent, words
+from cathpc.report.measures import count, flags, floats, of_component, ok, quality_cuts, rule_counts, source_counts
+from cathpc.report.picture import Picture, canvas, save
+from cathpc.report.plots import Bar
+from cathpc.report.reliability import tenths
+from cathpc.report.style import BLUE, COMPONENT_COLOURS, COMPONENT_MARKERS, GREY, in_order
+
+LENGTH_RULES = {"reasoning": "reasoning_min_tokens", "health": "health_min_tokens"}
+"""Component -> key of `select` that its answers must exceed."""
+LENGTH_TITLES = {"reasoning": "Length of chains of thought", "health": "Length of health answers"}
+SCORE_AXES = {"contrast": "contrast (nats a token)", "perplexity": "perplexity (lower is better)"}
+REASONS = 4
+"""Reasons of rows set aside that get a bar of their own."""
+PANELS = 12
+"""Sources that get a panel of their own."""
+
+
+def flow(facts: Facts, folder: Path) -> dict[str, Picture]:
+    """Waterfalls from the rows that were read to the records that are kept: over all, and by source."""
+    sources = {name: seen for name, seen in facts.sources.items() if seen["component"] != "refusal"}
+    aside: Counter[str] = Counter()
+    for seen in sources.values():
+        aside.update(seen["rejected"])
+    reasons = [reason for reason, _ in aside.most_common(REASONS)]
+    rules = [rule for rule, _ in rule_counts(facts)]
+    counted = source_counts(facts)
+
+    def bars(names: Sequence[str]) -> list[Bar]:
+        rejected: Counter[str] = Counter()
+        for name in names:
+            rejected.update(sources[name]["rejected"])
+        rest = rejected.total() - sum(rejected[reason] for reason in reasons)
+        steps = [Bar(words(reason), rejected[reason]) for reason in reasons]
+        steps += [Bar("other faults", rest)] if len(aside) > REASONS else []
+        scored = sum(n for (source, _), n in counted.items() if source in names)
+        drops = [Bar(words(rule), sum(counted[name, rule] for name in names)) for rule in rules]
+        kept = sum(counted[name, ""] for name in names)
+        first = Bar("rows read", scored + rejected.total(), taken=False)
+        return [first, *steps, Bar("scored", scored, taken=False), *drops, Bar("kept", kept, taken=False)]
+
+    every = bars(list(sources))
+    figure = canvas("From rows to the mix", 1.1 + 0.26 * len(every))
+    plots.waterfall(figure.add_subplot(), every).set_xlabel("records")
+    listed = ", ".join(f"{bar.name} {bar.count:,}" for bar in every if bar.taken)
+    alt = f"Waterfall: {every[0].count:,} rows read, {every[-1].count:,} records kept. Taken away: {listed or 'none'}."
+    caption = (
+        "Hatched: what each reason takes away, first while reading, then by the rules of selection in their order. A "
+        "record counts to the first rule that it breaks. Labelled refusals are not shown."
+    )
+    pictures = {"flow": save(figure, folder, "flow", alt, caption)}
+    if len(sources) > 1:
+        pictures["flow-sources"] = _flow_sources({name: bars([name]) for name in sources}, bars, folder)
+    return pictures
+
+
+def _flow_sources(by_source: dict[str, list[Bar]], bars: Any, folder: Path) -> Picture:
+    """A small waterfall for each source; of very many, the smaller ones share the last."""
+    names = sorted(by_source, key=lambda name: -by_source[name][0].count)
+    if len(names) > PANELS:
+        rest = names[PANELS - 1 :]
+        names = names[: PANELS - 1]
+        by_source = {**{name: by_source[name] for name in names}, f"{len(rest)} others": bars(rest)}
+        names = list(by_source)
+    rows = -(-len(names) // 3)
+    figure = canvas("From rows to the mix, by source", 0.6 + rows * (0.62 + 0.155 * len(by_source[names[0]])))
+    for axes, name in zip(_panels(figure, len(names), 3), names, strict=False):
+        steps = by_source[name]
+        plots.waterfall(axes, steps, share=True)
+        axes.tick_params(labelsize=7.5)
+        share = steps[-1].count / max(steps[0].count, 1)
+        axes.set_title(f"{_short(name)}\n{percent(share)} of {steps[0].count:,}", fontsize=8.5)
+    said = "; ".join(
+        f"{name}: {percent(by_source[name][-1].count / max(by_source[name][0].count, 1))} of "
+        f"{by_source[name][0].count:,} rows kept"
+        + (f", most lost to {worst.name}" if (worst := _worst(by_source[name])) else "")
+        for name in names
+    )
+    caption = "The same for each source, in percent of its rows; above each panel the share that is kept."
+    return save(figure, folder, "flow-sources", f"Waterfalls by source. {said}.", caption)
+
+
+def _worst(bars: Sequence[Bar]) -> Bar | None:
+    taken = [bar for bar in bars if bar.taken and bar.count]
+    return max(taken, key=lambda bar: bar.count) if taken else None
+
+
+def population(facts: Facts, folder: Path, max_points: int) -> dict[str, Picture]:
+    """The plane of refusal and quality: all records, and where there are several components a panel for each."""
+    points = ok(facts.scored, facts)
+    if not points.num_rows:
+        return {}
+    settings, cuts = facts.config("select", "select"), quality_cuts(facts)
+    quality, limit = settings["quality"], settings["refusal_max"]
+    axes_of: dict[str, Any] = {"refusal_max": limit, "lower_is_better": not HIGHER_IS_BETTER[quality]}
+    figure = canvas("Population", 5.2)
+    grid = figure.add_gridspec(2, 2, width_ratios=(5, 1), height_ratios=(1, 5), wspace=0.02, hspace=0.02)
+    axes = figure.add_subplot(grid[1, 0])
+    top, right = figure.add_subplot(grid[0, 0], sharex=axes), figure.add_subplot(grid[1, 1], sharey=axes)
+    shown = sample(points, max_points)
+    components = in_order(points["component"].unique().to_pylist())
+    plots_scores.population_plane(
+        axes, top, right, refusal=floats(shown["refusal"]), quality=floats(shown[quality]),
+        component=shown["component"].to_pylist(), kept=flags(shown["kept"]), quality_cuts=cuts,
+        quality_name=SCORE_AXES[quality], density=_density(points, quality), **axes_of,
+    )  # fmt: skip
+    handles, labels = axes.get_legend_handles_labels()
+    labels = [f"{name}, cut {number(cuts[name])}" if name in cuts else name for name in labels]
+    hollow = axes.scatter([], [], marker="o", facecolors="none", edgecolors=GREY)
+    figure.legend(
+        [*handles, hollow], [*labels, "dropped"], loc="outside lower left", ncols=2, markerscale=1.5, handletextpad=0.2
+    )
+    refused = percent(float(np.mean(floats(points["refusal"]) > limit))) if limit is not None else ""
+    cut = f"{refused} lie right of the refusal cut {number(limit)}. " if refused else "No refusal cut. "
+    listed = ", ".join(f"{name} {number(value)}" for name, value in sorted(cuts.items())) or "none"
+    some = shown.num_rows < points.num_rows
+    drawn = f"{shown.num_rows:,} of {points.num_rows:,} records" if some else f"all {points.num_rows:,} scored records"
+    alt = (
+        f"Scatter plot of {drawn}: refusal score against {quality}, by component. {count(points['kept']):,} were kept. "
+        f"{cut}Quality cuts: {listed}."
+    )
+    caption = (
+        f"Shown are {drawn}{', chosen by a hash of their ids' if some else ''}. Filled marks were kept, hollow ones "
+        f"dropped by any rule. The contours hold {_regions()} of all scored records; the dashed vertical line is the "
+        "refusal cut, the horizontal ones are each component's cut for quality. At the rim: each component's marginals."
+    )
+    pictures = {"population": save(figure, folder, "population", alt, caption, points=True)}
+    if len(components) > 1:
+        key = "population-components"
+        pictures[key] = _population_panels(points, components, quality, cuts, axes_of, folder, max_points)
+    return pictures
+
+
+def _population_panels(
+    points: pa.Table,
+    components: Sequence[str],
+    quality: str,
+    cuts: dict[str, float],
+    axes_of: dict[str, Any],
+    folder: Path,
+    max_points: int,
+) -> Picture:
+    figure = canvas("Population by component", 0.9 + 1.85 * (-(-len(components) // 2)))
+    reach = floats(points[quality])
+    said = []
+    for axes, name in zip(_panels(figure, len(components), 2), components, strict=False):
+        mine = of_component(points, name)
+        shown = sample(mine, max(max_points // len(components), 1))
+        plots_scores.population_panel(
+            axes, refusal=floats(shown["refusal"]), quality=floats(shown[quality]), kept=flags(shown["kept"]),
+            colour=COMPONENT_COLOURS.get(name, BLUE), marker=COMPONENT_MARKERS.get(name, "P"),
+            quality_cut=cuts.get(name), quality_range=np.append(reach, list(cuts.values())),
+            density=_density(mine, quality), **axes_of,
+        )  # fmt: skip
+        axes.set_title(f"{name}\n{count(mine['kept']):,} of {mine.num_rows:,} kept", fontsize=9)
+        at = f", quality cut {number(cuts[name])}" if name in cuts else ""
+        said.append(f"{name}: {count(mine['kept']):,} of {mine.num_rows:,} kept{at}")
+    figure.supxlabel("refusal score (logit scale)", fontsize=10)
+    figure.supylabel(SCORE_AXES[quality], fontsize=10)
+    caption = (
+        f"The same plane for each component, with its own contours ({_regions()} of its records). Shaded: the far sides "
+        f"of the cuts. At most {max_points // len(components):,} records of a component are drawn."
+    )
+    alt = f"The plane of refusal score and {quality} by component. {'; '.join(said)}."
+    return save(figure, folder, "population-components", alt, caption, points=True)
+
+
+def lengths(facts: Facts, folder: Path) -> dict[str, Picture]:
+    """Answer lengths of the components that have a length of their own to exceed."""
+    pictures = {}
+    for component, key in LENGTH_RULES.items():
+        every = of_component(facts.scored, component)
+        rows = every.filter(pc.is_valid(every["answer_tokens"]))
+        if not rows.num_rows:
+            continue
+        threshold = facts.config("select", "select")[key]
+        tokens, alive = floats(rows["answer_tokens"]), flags(rows["kept"])
+        found = density.peak(np.log(np.maximum(tokens, 1)))
+        peak = None if found is None else float(np.exp(found))
+        figure = canvas(LENGTH_TITLES[component], 3.2)
+        plots_scores.answer_lengths(
+            figure.add_subplot(), kept=tokens[alive], dropped=tokens[~alive], threshold=threshold, peak=peak
+        )
+        kept = tokens[alive]
+        middle = f"median {np.median(kept):,.0f} tokens" if kept.size else "none"
+        top = f" Most lie around {peak:,.0f} tokens." if peak else ""
+        must = f" The threshold is {threshold:,} tokens." if threshold else ""
+        short = percent(float(np.mean(tokens <= threshold))) if threshold else ""
+        alt = (
+            f"Histogram of answer lengths in {component}: {kept.size:,} kept ({middle}), {tokens.size - kept.size:,} "
+            f"dropped.{top}{must}"
+        )
+        what = "Single-turn answers" if component == "reasoning" else "Answers"
+        rule = (
+            f"{what} of component {component} must be longer than {threshold:,} tokens of the scoring tokenizer; {short} "
+            "of its answers are not. "
+            if threshold
+            else ""
+        )
+        missing = every.num_rows - rows.num_rows
+        caption = rule + (
+            f"The peak is that of the density over the logarithm, at {peak:,.0f} tokens. " if peak else ""
+        )
+        caption += f"{missing:,} records were not measured." if missing else ""
+        pictures[f"length-{component}"] = save(figure, folder, f"length-{component}", alt, caption.strip())
+    return pictures
+
+
+def scores_by_length(facts: Facts, folder: Path, max_points: int) -> dict[str, Picture]:
+    """Contrast and perplexity against the answer's length, a panel for each component."""
+    pictures = {}
+    for score in SCORE_AXES:
+        rows = facts.scored.filter(
+            pc.and_kleene(pc.is_finite(facts.scored[score]), pc.greater(facts.scored["answer_tokens"], 0))
+        )
+        if rows.num_rows:
+            pictures[f"score-length-{score}"] = by_length(rows, "component", score, folder, max_points)
+    return pictures
+
+
+def by_length(rows: pa.Table, group: str, score: str, folder: Path, max_points: int) -> Picture:
+    """`score` against `answer_tokens`, a panel for each value of the column `group`."""
+    names = in_order(rows[group].unique().to_pylist())
+    figure = canvas(f"{score.capitalize()} by length", 0.9 + 1.7 * (-(-len(names) // 2)))
+    everything = floats(rows[score])
+    overall = plots_scores.binned(floats(rows["answer_tokens"]), everything) if len(names) > 1 else None
+    said = []
+    for axes, name in zip(_panels(figure, len(names), 2), names, strict=False):
+        mine = rows.filter(pc.equal(rows[group], name))
+        shown = sample(mine, max(max_points // len(names), 1))
+        plots_scores.score_by_length(
+            axes, tokens=floats(shown["answer_tokens"]), score=floats(shown[score]),
+            band=plots_scores.binned(floats(mine["answer_tokens"]), floats(mine[score])), overall=overall,
+            score_range=everything, logarithmic=not HIGHER_IS_BETTER[score], colour=COMPONENT_COLOURS.get(name, BLUE),
+        )  # fmt: skip
+        axes.set_xlabel("")
+        tie = _rank_correlation(mine["answer_tokens"], mine[score])
+        axes.set_title(
+            f"{name}\n{mine.num_rows:,} records" + (f", ρ = {tie:.2f}" if tie is not None else ""), fontsize=9
+        )
+        said.append(f"{name}: " + (f"rank correlation {tie:.2f}" if tie is not None else "too few or all alike"))
+    figure.supxlabel("answer length in tokens", fontsize=10)
+    figure.supylabel(SCORE_AXES[score], fontsize=10)
+    key = f"score-length-{score}"
+    caption = (
+        "Medians and quartiles in bins of equally many records by length"
+        + (" (dashed: the median of all)" if overall else "")
+        + f"; at most {max_points // len(names):,} records of a panel are drawn, the outer 1% on the rim. ρ is Spearman's "
+        "rank correlation with the length: near 0, the score is not length in disguise."
+    )
+    return save(figure, folder, key, f"{score} against answer length. {'; '.join(said)}.", caption, points=True)
+
+
+def reliability(facts: Facts, folder: Path) -> dict[str, Picture]:
+    """Calibration of the refusal classifier on held-out answers."""
+    if not facts.heldout.num_rows:
+        return {}
+    label, probability = floats(facts.heldout["label"]), floats(facts.heldout["probability"])
+    summary, limit = facts.summary("refusal"), facts.config("select", "select")["refusal_max"]
+    figure = canvas("Calibration of the refusal classifier", 4.6)
+    grid = figure.add_gridspec(2, 1, height_ratios=(3, 1), hspace=0.03)
+    axes = figure.add_subplot(grid[0])
+    plots.reliability(
+        axes, figure.add_subplot(grid[1], sharex=axes), label=label, probability=probability, cutoff=limit
+    )
+    handles, labels = axes.get_legend_handles_labels()
+    more, names = figure.axes[1].get_legend_handles_labels()
+    once = {name: handle for handle, name in zip([*handles, *more], [*labels, *names], strict=True)}
+    figure.legend(list(once.values()), list(once), loc="outside lower left", ncols=3, columnspacing=1.2)
+    points = ", ".join(f"{p:.2f} → {o:.2f} (n={n})" for p, o, n in zip(*tenths(label, probability), strict=True))
+    alt = f"Reliability curve on {label.size:,} held-out answers; predicted → observed share of refusals: {points}."
+    band = summary.get("bands", {}).get("ece")
+    interval = f" (95% interval {number(band[0])} to {number(band[1])})" if band else ""
+    caption = (
+        f"{label.size:,} held-out answers. On the diagonal, a score of 0.3 means that three in ten such answers are "
+        "refusals. The line is the isotonic fit with its bootstrap band; the dots are ten bins of equally many answers "
+        f"with Wilson's intervals, over which the expected calibration error is {number(summary['ece'])}{interval}."
+    )
+    return {"reliability": save(figure, folder, "reliability", alt, caption)}
+
+
+def generators(rows: Sequence[tuple[str, dict[str, float | None]]], folder: Path) -> dict[str, Picture]:
+    """How well each score tells the reference's answers from each generator's: (generator, {score: AUROC})."""
+    if not rows:
+        return {}
+    figure = canvas("Telling the reference's answers apart", 1.6 + 0.3 * len(rows))
+    plots.auroc(figure.add_subplot(), rows)
+    said = "; ".join(
+        f"{name}: " + ", ".join(f"{score} {number(value)}" for score, value in values.items()) for name, values in rows
+    )
+    caption = (
+        "Chance that an answer of the reference scores better than one of the generator named, to prompts that no "
+        "scoring model has seen. At 0.5 a score tells nothing."
+    )
+    return {"auroc": save(figure, folder, "auroc", f"AUROC by generator. {said}.", caption)}
+
+
+def _panels(figure: Figure, number_: int, columns: int) -> list[Axes]:
+    """Axes of a grid that share x and y, row by row; tick labels at its left and lower rim alone."""
+    columns = min(columns, number_)
+    rows = -(-number_ // columns)
+    first: Axes | None = None
+    found: list[Axes] = []
+    for place in range(number_):
+        axes = figure.add_subplot(rows, columns, place + 1, sharex=first, sharey=first)
+        first = first or axes
+        axes.tick_params(labelleft=place % columns == 0, labelbottom=place + columns >= number_)
+        found.append(axes)
+    return found
+
+
+def _density(rows: pa.Table, quality: str) -> density.Density | None:
+    values = floats(rows[quality])
+    refusal = plots_scores.logit(plots_scores.clip(floats(rows["refusal"])))
+    return density.plane(refusal, values if HIGHER_IS_BETTER[quality] else np.log(values))
+
+
+def _regions() -> str:
+    shares = [percent(share) for share in plots_scores.REGIONS]
+    return ", ".join(shares[:-1]) + f" and {shares[-1]}"
+
+
+def _rank_correlation(one: pa.ChunkedArray, other: pa.ChunkedArray) -> float | None:
+    """Spearman's, of columns without nulls; None for few rows or where all values are equal."""
+    if len(one) < density.LEAST or pc.count_distinct(one).as_py() < 2 or pc.count_distinct(other).as_py() < 2:
+        return None
+    ranks = [
+        sum(pc.rank(values, tiebreaker=tie).to_numpy().astype(float) for tie in ("min", "max"))
+        for values in (one, other)
+    ]
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def _short(name: str, most: int = 17) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
