@@ -42,56 +42,55 @@ class Density:
 def plane(x: ArrayLike, y: ArrayLike) -> Density | None:
     """The density of the points (x, y), both finite; None for fewer than `LEAST` points or without spread.
 
-    A histogram smoothed by a Gaussian with Scott's bandwidth (1992, Multivariate Density Estimation, section 6.3), the
-    spread taken as the smaller of standard deviation and interquartile range / 1.349. What lies beyond the 0.1% at
-    either end of an axis counts to the end.
+    A histogram smoothed by a Gaussian with Scott's bandwidth (1992, Multivariate Density Estimation, section 6.3). What
+    lies beyond the 0.1% at either end of an axis counts to the end.
     """
-    points = [np.asarray(x, dtype=float), np.asarray(y, dtype=float)]
-    grids, widths = [], []
-    for axis, values in enumerate(points):
-        found = _grid(values, values.size ** (-1 / 6))
-        if found is None:
+    points, grids, widths = [], [], []
+    for given in (x, y):
+        values = np.asarray(given, dtype=float)
+        if not spread(values):
             return None
-        points[axis], edges, width = found
-        grids.append(edges)
-        widths.append(width)
+        low, high = np.quantile(values, [0.001, 0.999])
+        points.append(np.clip(values, low, high))
+        widths.append(float(points[-1].std()) * values.size ** (-1 / 6))
+        grids.append(np.linspace(low - 3 * widths[-1], high + 3 * widths[-1], CELLS + 1))
     mass, _, _ = np.histogram2d(points[1], points[0], bins=(grids[1], grids[0]))
     mass = _kernel(grids[1], widths[1]) @ mass @ _kernel(grids[0], widths[0]).T
-    centres = [(edges[1:] + edges[:-1]) / 2 for edges in grids]
-    return Density(centres[0], centres[1], mass / mass.sum())
+    return Density(_centres(grids[0]), _centres(grids[1]), mass / mass.sum())
 
 
-def peak(values: ArrayLike) -> float | None:
-    """Where the density of `values` is highest; None for fewer than `LEAST` values or without spread.
+def line(values: ArrayLike) -> tuple[Floats, Floats] | None:
+    """(places, density at each) of `values`; None for fewer than `LEAST` or without spread.
 
     The bandwidth is Silverman's (1986, Density Estimation, equation 3.31).
     """
     array = np.asarray(values, dtype=float)
-    found = _grid(array, 0.9 * array.size ** (-1 / 5) if array.size else 1.0)
-    if found is None:
+    if not spread(array):
         return None
-    clipped, edges, width = found
-    smooth = _kernel(edges, width) @ np.histogram(clipped, edges)[0]
-    best = int(smooth.argmax())
-    return float((edges[best] + edges[best + 1]) / 2)
-
-
-def _grid(values: Floats, factor: float) -> tuple[Floats, Floats, float] | None:
-    """The values without their far ends, the edges of the cells, and the bandwidth."""
-    if values.size < LEAST:
-        return None
-    low, high = np.quantile(values, [0.001, 0.999])
-    clipped = np.clip(values, low, high)
+    low, high = np.quantile(array, [0.001, 0.999])
+    clipped = np.clip(array, low, high)
     quartiles = np.quantile(clipped, [0.25, 0.75])
-    spreads = [s for s in (float(clipped.std()), float(np.diff(quartiles)[0]) / 1.349) if s > 0]
-    if not spreads or not high > low:
-        return None
-    width = factor * min(spreads)
-    return clipped, np.linspace(low - 3 * width, high + 3 * width, CELLS + 1), width
+    deviations = [d for d in (float(clipped.std()), float(np.diff(quartiles)[0]) / 1.349) if d > 0]
+    width = 0.9 * min(deviations) * array.size ** (-1 / 5)
+    edges = np.linspace(low - 3 * width, high + 3 * width, 4 * CELLS + 1)
+    smooth = _kernel(edges, width) @ np.histogram(clipped, edges)[0]
+    return _centres(edges), smooth / (smooth.sum() * (edges[1] - edges[0]))
+
+
+def spread(values: Floats) -> bool:
+    """Whether there are enough values, and not nearly all of them alike, for a density."""
+    if values.size < LEAST:
+        return False
+    low, high = np.quantile(values, [0.001, 0.999])
+    return bool(high > low)
 
 
 def _kernel(edges: Floats, width: float) -> Floats:
     """Weights [to, from] that spread each cell's points over the cells; each column sums to 1."""
-    centres = (edges[1:] + edges[:-1]) / 2
+    centres = _centres(edges)
     weights = np.exp(-((centres[:, None] - centres[None]) ** 2) / (2 * width**2))
     return np.asarray(weights / weights.sum(axis=0))
+
+
+def _centres(edges: Floats) -> Floats:
+    return np.asarray((edges[1:] + edges[:-1]) / 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from cathpc.data.filters import HIGHER_IS_BETTER
-from cathpc.report import density, plots, plots_scores
+from cathpc.report import density, plots, plots_lengths, plots_population
 from cathpc.report.gather import Facts, sample
 from cathpc.report.html import number, percent, words
 from cathpc.report.measures import count, flags, floats, of_component, ok, quality_cuts, rule_counts, source_counts
 from cathpc.report.picture import Picture, canvas, save
 from cathpc.report.plots import Bar
 from cathpc.report.reliability import tenths
-from cathpc.report.style import BLUE, COMPONENT_COLOURS, COMPONENT_MARKERS, GREY, in_order
+from cathpc.report.style import BLUE, COMPONENT_COLOURS, COMPONENT_MARKERS, GREY, in_order, point_size
 
 LENGTH_RULES = {"reasoning": "reasoning_min_tokens", "health": "health_min_tokens"}
 """Component -> key of `select` that its answers must exceed."""
 LENGTH_TITLES = {"reasoning": "Length of chains of thought", "health": "Length of health answers"}
-SCORE_AXES = {"contrast": "contrast (nats a token)", "perplexity": "perplexity (lower is better)"}
+SCORE_AXES = {"contrast": "contrast in nats a token", "perplexity": "perplexity (lower is better)"}
 REASONS = 4
 """Reasons of rows set aside that get a bar of their own."""
+TAKERS = 6
+"""Reasons that are told apart in the panels of sources."""
 PANELS = 12
-"""Sources that get a panel of their own."""
+"""Panels of sources at most."""
 
 
 def flow(facts: Facts, folder: Path) -> dict[str, Picture]:
@@ -67,39 +71,41 @@ def flow(facts: Facts, folder: Path) -> dict[str, Picture]:
     )
     pictures = {"flow": save(figure, folder, "flow", alt, caption)}
     if len(sources) > 1:
-        pictures["flow-sources"] = _flow_sources({name: bars([name]) for name in sources}, bars, folder)
+        pictures["flow-sources"] = _flow_sources({name: bars([name]) for name in sources}, folder)
     return pictures
 
 
-def _flow_sources(by_source: dict[str, list[Bar]], bars: Any, folder: Path) -> Picture:
-    """A small waterfall for each source; of very many, the smaller ones share the last."""
+def _flow_sources(by_source: dict[str, list[Bar]], folder: Path) -> Picture:
+    """A small waterfall for each source, of the reasons that take most; of very many the smaller ones share a panel."""
     names = sorted(by_source, key=lambda name: -by_source[name][0].count)
-    if len(names) > PANELS:
-        rest = names[PANELS - 1 :]
-        names = names[: PANELS - 1]
-        by_source = {**{name: by_source[name] for name in names}, f"{len(rest)} others": bars(rest)}
-        names = list(by_source)
-    rows = -(-len(names) // 3)
-    figure = canvas("From rows to the mix, by source", 0.6 + rows * (0.62 + 0.155 * len(by_source[names[0]])))
-    for axes, name in zip(_panels(figure, len(names), 3), names, strict=False):
-        steps = by_source[name]
-        plots.waterfall(axes, steps, share=True)
-        axes.tick_params(labelsize=7.5)
-        share = steps[-1].count / max(steps[0].count, 1)
-        axes.set_title(f"{_short(name)}\n{percent(share)} of {steps[0].count:,}", fontsize=8.5)
-    said = "; ".join(
-        f"{name}: {percent(by_source[name][-1].count / max(by_source[name][0].count, 1))} of "
-        f"{by_source[name][0].count:,} rows kept"
-        + (f", most lost to {worst.name}" if (worst := _worst(by_source[name])) else "")
-        for name in names
+    shown = {name: by_source[name] for name in names[: PANELS if len(names) == PANELS else PANELS - 1]}
+    if rest := names[len(shown) :]:
+        each = zip(*(by_source[name] for name in rest), strict=True)
+        shown[f"{len(rest)} others"] = [replace(same[0], count=sum(bar.count for bar in same)) for same in each]
+    taken: Counter[str] = Counter()
+    for bars in shown.values():
+        taken.update({bar.name: bar.count for bar in bars if bar.taken})
+    wanted = {name for name, _ in taken.most_common(TAKERS)}
+    rows = -(-len(shown) // 3)
+    figure = canvas("From rows to the mix, by source", 0.75 + rows * (0.5 + 0.16 * (len(wanted) + 3)))
+    said = []
+    for axes, (name, bars) in zip(_panels(figure, len(shown), 3), shown.items(), strict=True):
+        first, last = bars[0], bars[-1]
+        steps = [bar for bar in bars if bar.taken and bar.name in wanted]
+        if len(taken) > TAKERS:
+            steps.append(Bar("others", first.count - last.count - sum(bar.count for bar in steps)))
+        plots.waterfall(axes, [first, *steps, last], share=True)
+        axes.tick_params(labelsize=8)
+        share = percent(last.count / max(first.count, 1))
+        axes.set_title(f"{_short(name)}\n{share} of {first.count:,}", fontsize=8.5)
+        worst = max((bar for bar in bars if bar.taken), key=lambda bar: bar.count, default=last)
+        said.append(f"{name}: {share} of {first.count:,} rows kept" + (f", most lost to {worst.name}" if steps else ""))
+    figure.supxlabel("percent of the source's rows", fontsize=9)
+    caption = (
+        f"The same for each source, in percent of its rows, with the {len(wanted)} reasons that take most; above each "
+        "panel the share that is kept."
     )
-    caption = "The same for each source, in percent of its rows; above each panel the share that is kept."
-    return save(figure, folder, "flow-sources", f"Waterfalls by source. {said}.", caption)
-
-
-def _worst(bars: Sequence[Bar]) -> Bar | None:
-    taken = [bar for bar in bars if bar.taken and bar.count]
-    return max(taken, key=lambda bar: bar.count) if taken else None
+    return save(figure, folder, "flow-sources", f"Waterfalls by source. {'; '.join(said)}.", caption)
 
 
 def population(facts: Facts, folder: Path, max_points: int) -> dict[str, Picture]:
@@ -116,16 +122,16 @@ def population(facts: Facts, folder: Path, max_points: int) -> dict[str, Picture
     top, right = figure.add_subplot(grid[0, 0], sharex=axes), figure.add_subplot(grid[1, 1], sharey=axes)
     shown = sample(points, max_points)
     components = in_order(points["component"].unique().to_pylist())
-    plots_scores.population_plane(
+    plots_population.population_plane(
         axes, top, right, refusal=floats(shown["refusal"]), quality=floats(shown[quality]),
         component=shown["component"].to_pylist(), kept=flags(shown["kept"]), quality_cuts=cuts,
         quality_name=SCORE_AXES[quality], density=_density(points, quality), **axes_of,
     )  # fmt: skip
     handles, labels = axes.get_legend_handles_labels()
-    labels = [f"{name}, cut {number(cuts[name])}" if name in cuts else name for name in labels]
-    hollow = axes.scatter([], [], marker="o", facecolors="none", edgecolors=GREY)
+    labels = [f"{name}, cut {number(cuts[name])}".replace("-", "−") if name in cuts else name for name in labels]
+    hollow = Line2D([], [], marker="o", markerfacecolor="none", color=GREY, markersize=4, linestyle="none")
     figure.legend(
-        [*handles, hollow], [*labels, "dropped"], loc="outside lower left", ncols=2, markerscale=1.5, handletextpad=0.2
+        [*handles, hollow], [*labels, "dropped"], loc="outside lower left", ncols=2, markerscale=1.4, handletextpad=0.2
     )
     refused = percent(float(np.mean(floats(points["refusal"]) > limit))) if limit is not None else ""
     cut = f"{refused} lie right of the refusal cut {number(limit)}. " if refused else "No refusal cut. "
@@ -158,25 +164,27 @@ def _population_panels(
     max_points: int,
 ) -> Picture:
     figure = canvas("Population by component", 0.9 + 1.85 * (-(-len(components) // 2)))
-    reach = floats(points[quality])
+    most = max(max_points // len(components), 1)
+    refusal_range = plots_population.extent(floats(points["refusal"]))
+    quality_range = plots_population.extent(floats(points[quality]), 0.002, list(cuts.values()))
     said = []
-    for axes, name in zip(_panels(figure, len(components), 2), components, strict=False):
+    for axes, name in zip(_panels(figure, len(components), 2), components, strict=True):
         mine = of_component(points, name)
-        shown = sample(mine, max(max_points // len(components), 1))
-        plots_scores.population_panel(
+        shown = sample(mine, most)
+        plots_population.population_panel(
             axes, refusal=floats(shown["refusal"]), quality=floats(shown[quality]), kept=flags(shown["kept"]),
+            refusal_range=refusal_range, quality_range=quality_range, quality_cut=cuts.get(name),
             colour=COMPONENT_COLOURS.get(name, BLUE), marker=COMPONENT_MARKERS.get(name, "P"),
-            quality_cut=cuts.get(name), quality_range=np.append(reach, list(cuts.values())),
-            density=_density(mine, quality), **axes_of,
+            size=point_size(3 * min(most, points.num_rows)), density=_density(mine, quality), **axes_of,
         )  # fmt: skip
-        axes.set_title(f"{name}\n{count(mine['kept']):,} of {mine.num_rows:,} kept", fontsize=9)
-        at = f", quality cut {number(cuts[name])}" if name in cuts else ""
-        said.append(f"{name}: {count(mine['kept']):,} of {mine.num_rows:,} kept{at}")
+        text = f"{count(mine['kept']):,} of {mine.num_rows:,} kept"
+        axes.set_title(f"{name}\n{text}", fontsize=9)
+        said.append(f"{name}: {text}" + (f", quality cut {number(cuts[name])}" if name in cuts else ""))
     figure.supxlabel("refusal score (logit scale)", fontsize=10)
     figure.supylabel(SCORE_AXES[quality], fontsize=10)
     caption = (
-        f"The same plane for each component, with its own contours ({_regions()} of its records). Shaded: the far sides "
-        f"of the cuts. At most {max_points // len(components):,} records of a component are drawn."
+        f"The same plane for each component, with its own contours ({_regions()} of its records). Shaded: the far "
+        f"sides of the cuts. At most {most:,} records of a component are drawn."
     )
     alt = f"The plane of refusal score and {quality} by component. {'; '.join(said)}."
     return save(figure, folder, "population-components", alt, caption, points=True)
@@ -185,40 +193,35 @@ def _population_panels(
 def lengths(facts: Facts, folder: Path) -> dict[str, Picture]:
     """Answer lengths of the components that have a length of their own to exceed."""
     pictures = {}
-    for component, key in LENGTH_RULES.items():
+    for component, rule in LENGTH_RULES.items():
         every = of_component(facts.scored, component)
         rows = every.filter(pc.is_valid(every["answer_tokens"]))
         if not rows.num_rows:
             continue
-        threshold = facts.config("select", "select")[key]
+        threshold = facts.config("select", "select")[rule]
         tokens, alive = floats(rows["answer_tokens"]), flags(rows["kept"])
-        found = density.peak(np.log(np.maximum(tokens, 1)))
-        peak = None if found is None else float(np.exp(found))
+        kept, dropped = tokens[alive], tokens[~alive]
+        curve = density.line(np.log(np.maximum(tokens, 1)))
         figure = canvas(LENGTH_TITLES[component], 3.2)
-        plots_scores.answer_lengths(
-            figure.add_subplot(), kept=tokens[alive], dropped=tokens[~alive], threshold=threshold, peak=peak
-        )
-        kept = tokens[alive]
-        middle = f"median {np.median(kept):,.0f} tokens" if kept.size else "none"
-        top = f" Most lie around {peak:,.0f} tokens." if peak else ""
-        must = f" The threshold is {threshold:,} tokens." if threshold else ""
-        short = percent(float(np.mean(tokens <= threshold))) if threshold else ""
-        alt = (
-            f"Histogram of answer lengths in {component}: {kept.size:,} kept ({middle}), {tokens.size - kept.size:,} "
-            f"dropped.{top}{must}"
-        )
-        what = "Single-turn answers" if component == "reasoning" else "Answers"
-        rule = (
-            f"{what} of component {component} must be longer than {threshold:,} tokens of the scoring tokenizer; {short} "
-            "of its answers are not. "
-            if threshold
-            else ""
-        )
-        missing = every.num_rows - rows.num_rows
-        caption = rule + (
-            f"The peak is that of the density over the logarithm, at {peak:,.0f} tokens. " if peak else ""
-        )
-        caption += f"{missing:,} records were not measured." if missing else ""
+        plots_lengths.answer_lengths(figure.add_subplot(), kept=kept, dropped=dropped, threshold=threshold, curve=curve)
+        alt = f"Histogram of answer lengths in {component}: {kept.size:,} kept"
+        alt += f" (median {np.median(kept):,.0f} tokens)" if kept.size else ""
+        alt += f", {dropped.size:,} dropped."
+        caption = ""
+        if threshold:
+            short = percent(float(np.mean(tokens <= threshold)))
+            alt += f" The threshold is {threshold:,} tokens."
+            what = "Single-turn answers" if component == "reasoning" else "Answers"
+            caption += (
+                f"{what} of component {component} must be longer than {threshold:,} tokens of the scoring tokenizer; "
+                f"{short} of its answers are not. "
+            )
+        if curve is not None:
+            peak = float(np.exp(curve[0][curve[1].argmax()]))
+            alt += f" Their peak is at {peak:,.0f} tokens."
+            caption += "The line is the density of all over the logarithm of the length. "
+        if missing := every.num_rows - rows.num_rows:
+            caption += f"{missing:,} further records have no length, as they could not be scored."
         pictures[f"length-{component}"] = save(figure, folder, f"length-{component}", alt, caption.strip())
     return pictures
 
@@ -238,34 +241,37 @@ def scores_by_length(facts: Facts, folder: Path, max_points: int) -> dict[str, P
 def by_length(rows: pa.Table, group: str, score: str, folder: Path, max_points: int) -> Picture:
     """`score` against `answer_tokens`, a panel for each value of the column `group`."""
     names = in_order(rows[group].unique().to_pylist())
-    figure = canvas(f"{score.capitalize()} by length", 0.9 + 1.7 * (-(-len(names) // 2)))
-    everything = floats(rows[score])
-    overall = plots_scores.binned(floats(rows["answer_tokens"]), everything) if len(names) > 1 else None
+    most = max(max_points // len(names), 1)
+    figure = canvas(f"{score.capitalize()} by length of the answer", 0.9 + 1.7 * (-(-len(names) // 2)))
+    all_tokens, all_scores = floats(rows["answer_tokens"]), floats(rows[score])
+    overall = plots_lengths.binned(all_tokens, all_scores) if len(names) > 1 else None
+    tokens_range = plots_population.extent(all_tokens)
+    score_range = plots_population.extent(all_scores, 0.01)
     said = []
-    for axes, name in zip(_panels(figure, len(names), 2), names, strict=False):
+    for axes, name in zip(_panels(figure, len(names), 2), names, strict=True):
         mine = rows.filter(pc.equal(rows[group], name))
-        shown = sample(mine, max(max_points // len(names), 1))
-        plots_scores.score_by_length(
-            axes, tokens=floats(shown["answer_tokens"]), score=floats(shown[score]),
-            band=plots_scores.binned(floats(mine["answer_tokens"]), floats(mine[score])), overall=overall,
-            score_range=everything, logarithmic=not HIGHER_IS_BETTER[score], colour=COMPONENT_COLOURS.get(name, BLUE),
+        shown = sample(mine, most)
+        plots_lengths.score_by_length(
+            axes, tokens=floats(shown["answer_tokens"]), score=floats(shown[score]), tokens_range=tokens_range,
+            score_range=score_range, band=plots_lengths.binned(floats(mine["answer_tokens"]), floats(mine[score])),
+            overall=overall, logarithmic=not HIGHER_IS_BETTER[score], colour=COMPONENT_COLOURS.get(name, BLUE),
+            size=point_size(3 * min(most, rows.num_rows)),
         )  # fmt: skip
         axes.set_xlabel("")
         tie = _rank_correlation(mine["answer_tokens"], mine[score])
-        axes.set_title(
-            f"{name}\n{mine.num_rows:,} records" + (f", ρ = {tie:.2f}" if tie is not None else ""), fontsize=9
-        )
-        said.append(f"{name}: " + (f"rank correlation {tie:.2f}" if tie is not None else "too few or all alike"))
+        told = "" if tie is None else f", ρ = {tie:.2f}".replace("-", "−")
+        axes.set_title(f"{name}\n{mine.num_rows:,} records{told}", fontsize=9)
+        said.append(f"{name}: {mine.num_rows:,} records{told}")
     figure.supxlabel("answer length in tokens", fontsize=10)
     figure.supylabel(SCORE_AXES[score], fontsize=10)
-    key = f"score-length-{score}"
+    dashed = " (dashed: the median of all)" if overall else ""
     caption = (
-        "Medians and quartiles in bins of equally many records by length"
-        + (" (dashed: the median of all)" if overall else "")
-        + f"; at most {max_points // len(names):,} records of a panel are drawn, the outer 1% on the rim. ρ is Spearman's "
-        "rank correlation with the length: near 0, the score is not length in disguise."
+        f"Medians and quartiles in bins of equally many records by length{dashed}; dots are records, at most {most:,} in "
+        "a panel, the outer 1% on the rim. ρ is Spearman's rank correlation with the length: near 0, the score is no "
+        "length in disguise."
     )
-    return save(figure, folder, key, f"{score} against answer length. {'; '.join(said)}.", caption, points=True)
+    alt = f"{score.capitalize()} against answer length, with Spearman's ρ. {'; '.join(said)}."
+    return save(figure, folder, f"score-length-{score}", alt, caption, points=True)
 
 
 def reliability(facts: Facts, folder: Path) -> dict[str, Picture]:
@@ -328,12 +334,12 @@ def _panels(figure: Figure, number_: int, columns: int) -> list[Axes]:
 
 def _density(rows: pa.Table, quality: str) -> density.Density | None:
     values = floats(rows[quality])
-    refusal = plots_scores.logit(plots_scores.clip(floats(rows["refusal"])))
+    refusal = plots_population.logit(plots_population.clip(floats(rows["refusal"])))
     return density.plane(refusal, values if HIGHER_IS_BETTER[quality] else np.log(values))
 
 
 def _regions() -> str:
-    shares = [percent(share) for share in plots_scores.REGIONS]
+    shares = [percent(share) for share in plots_population.REGIONS]
     return ", ".join(shares[:-1]) + f" and {shares[-1]}"
 
 

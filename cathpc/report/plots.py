@@ -7,7 +7,8 @@ notebook can place any of them in a figure of its own. Time and memory grow with
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.ticker import FixedLocator, MaxNLocator
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
-class Bar(NamedTuple):
+@dataclass(frozen=True)
+class Bar:
     """One bar of a waterfall: records that are there at that point, or that a reason takes away."""
 
     name: str
@@ -35,7 +37,7 @@ def waterfall(axes: Axes, bars: Sequence[Bar], *, share: bool = False) -> Axes:
     """Records that come in (the first bar), what each reason takes away, and what is left: horizontal, top to bottom.
 
     A total stands on the left; what a reason takes hangs, hatched, where the bars before it ended, so that the reader
-    sees what was still there. Each total must be what the bars before it left. `share` draws percentages of the first
+    sees what was still there. Each total must be what the bars before it left. `share` draws in percent of the first
     bar, and no numbers beside the bars: for small panels.
     """
     entered = max(bars[0].count, 1)
@@ -49,16 +51,17 @@ def waterfall(axes: Axes, bars: Sequence[Bar], *, share: bool = False) -> Axes:
             axes.plot([left / scale] * 2, [row - 0.35, row + 1.35], color=GREY, linewidth=0.7, zorder=0)
         if not share:
             outside = not bar.taken or start < 0.25 * entered  # else there is no room on the left
+            text = f"−{bar.count:,}" if bar.taken else f"{bar.count:,}"
             axes.annotate(
-                f"{'−' if bar.taken and bar.count else ''}{bar.count:,}", (start + width if outside else start, row),
-                (4 if outside else -4, 0), textcoords="offset points", ha="left" if outside else "right", va="center",
-                fontsize=9,
+                text if bar.taken or not row else f"{text} ({100 * bar.count / entered:.0f}%)",
+                (start + width if outside else start, row), (4 if outside else -4, 0), textcoords="offset points",
+                ha="left" if outside else "right", va="center", fontsize=9,
             )  # fmt: skip
     axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set_xlim(0, 100 if share else entered * 1.2)
     axes.xaxis.set_major_locator(FixedLocator([0, 50, 100]) if share else MaxNLocator(4, integer=True))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}%" if share else f"{value:,.0f}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
     return axes
@@ -78,18 +81,18 @@ def reliability(axes: Axes, counts: Axes, *, label: ArrayLike, probability: Arra
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.0, label="calibrated")
     at, curve, low, high = corp(truth, guess)
     if at.size:
-        axes.fill_between(at, low, high, color=SKY, alpha=0.35, linewidth=0, label="95% band")
-        axes.plot(at, curve, color=BLUE, label="observed")
+        axes.fill_between(at, low, high, color=SKY, alpha=0.35, linewidth=0, label="its 95% band")
+        axes.plot(at, curve, color=BLUE, label="isotonic fit")
     predicted, observed, count = tenths(truth, guess)
     axes.errorbar(
         predicted, observed, yerr=wilson(observed, count), fmt="o", color=INK, markersize=4, linewidth=0.9, capsize=2,
-        label="tenths",
+        label="ten equal bins",
     )  # fmt: skip
     edges = np.linspace(0, 1, 21).tolist()
+    counts.hist(guess[truth <= 0], bins=edges, color=PALE, edgecolor=VERMILION, linewidth=0.8, label="others")
     counts.hist(
-        [guess[truth > 0], guess[truth <= 0]], bins=edges, stacked=True, color=[BLUE, PALE], edgecolor="white",
-        linewidth=0.4, label=["refusals", "others"],
-    )  # fmt: skip
+        guess[truth > 0], bins=edges, histtype="step", color=BLUE, hatch="\\\\\\", linewidth=1.4, label="refusals"
+    )
     if cutoff is not None:
         for each in (axes, counts):
             each.axvline(cutoff, color=VERMILION, linestyle=":", linewidth=1.4, label=f"cut at {cutoff:g}")
@@ -131,7 +134,7 @@ def training_curve(
     axes.set_xlabel("global step")
     axes.set_ylabel(ylabel)
     if len(series) > 1:
-        axes.legend()
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(series), borderaxespad=0.2)
     axes.grid()
     return axes
 
@@ -206,7 +209,9 @@ def stage_times(axes: Axes, times: Sequence[tuple[str, float]]) -> Axes:
     longest = float(seconds.max()) if seconds.size else 1.0
     axes.set_xlim(0, max(longest, 1e-9) * 1.2)
     unit, name = (3600.0, "hours") if longest > 3 * 3600 else (60.0, "minutes") if longest > 180 else (1.0, "seconds")
-    axes.xaxis.set_major_locator(FixedLocator([tick * unit for tick in MaxNLocator(5).tick_values(0, longest / unit)]))
+    axes.xaxis.set_major_locator(
+        FixedLocator([tick * unit for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(0, longest / unit)])
+    )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / unit:g}")
     axes.set_xlabel(f"time in {name}")
     axes.grid(axis="x")

@@ -7,7 +7,12 @@ colour carries meaning, a marker, a hatch or a line style says the same, so that
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.ticker import LogLocator, NullFormatter
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PINK, SKY, GREY, INK = "#CC79A7", "#56B4E9", "#8A8F98", "#20242B"
@@ -70,3 +75,15 @@ def in_order(components: Iterable[str]) -> list[str]:
     """The components that occur, each once: the known ones in their usual order, then the others by name."""
     present = set(components)
     return [name for name in COMPONENT_COLOURS if name in present] + sorted(present - set(COMPONENT_COLOURS))
+
+
+def point_size(count: int) -> float:
+    """The area, in square points, of a mark among `count`."""
+    return min(max(20000 / max(count, 1), 5.0), 22.0)
+
+
+def plain_log(axis: Axis) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5 times the powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axis.set_minor_formatter(NullFormatter())
