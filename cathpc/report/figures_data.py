@@ -266,9 +266,9 @@ def by_length(rows: pa.Table, group: str, score: str, folder: Path, max_points: 
     figure.supylabel(SCORE_AXES[score], fontsize=10)
     dashed = " (dashed: the median of all)" if overall else ""
     caption = (
-        f"Medians and quartiles in bins of equally many records by length{dashed}; dots are records, at most {most:,} in "
-        "a panel, the outer 1% on the rim. ρ is Spearman's rank correlation with the length: near 0, the score is no "
-        "length in disguise."
+        f"Medians and quartiles in bins of equally many records by length{dashed}; dots are records, at most {most:,} "
+        "in a panel, the outer 1% on the rim. ρ is Spearman's rank correlation with the length: near 0, the score is "
+        "no length in disguise."
     )
     alt = f"{score.capitalize()} against answer length, with Spearman's ρ. {'; '.join(said)}."
     return save(figure, folder, f"score-length-{score}", alt, caption, points=True)

@@ -46,7 +46,8 @@ def waterfall(axes: Axes, bars: Sequence[Bar], *, share: bool = False) -> Axes:
         assert bar.taken or bar.count == left, f"{bar.name} is {bar.count:,}, the bars above it leave {left:,}"
         left -= bar.count if bar.taken else 0
         start, width = (left / scale if bar.taken else 0.0), bar.count / scale
-        axes.barh(row, width, left=start, height=0.7, **(_TAKEN if bar.taken else {"color": BLUE}))
+        if width:
+            axes.barh(row, width, left=start, height=0.7, **(_TAKEN if bar.taken else {"color": BLUE}))
         if row + 1 < len(bars):  # a thin connector to where the next bar begins
             axes.plot([left / scale] * 2, [row - 0.35, row + 1.35], color=GREY, linewidth=0.7, zorder=0)
         if not share:
@@ -209,9 +210,8 @@ def stage_times(axes: Axes, times: Sequence[tuple[str, float]]) -> Axes:
     longest = float(seconds.max()) if seconds.size else 1.0
     axes.set_xlim(0, max(longest, 1e-9) * 1.2)
     unit, name = (3600.0, "hours") if longest > 3 * 3600 else (60.0, "minutes") if longest > 180 else (1.0, "seconds")
-    axes.xaxis.set_major_locator(
-        FixedLocator([tick * unit for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(0, longest / unit)])
-    )
+    ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(0, longest / unit)
+    axes.xaxis.set_major_locator(FixedLocator([tick * unit for tick in ticks]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / unit:g}")
     axes.set_xlabel(f"time in {name}")
     axes.grid(axis="x")

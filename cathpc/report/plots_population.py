@@ -68,9 +68,10 @@ def population_plane(
     _refusal_axis(axes, extent(x), refusal_max, most=7)
     y = _quality_axis(axes, y, extent(y, 0.002, list(quality_cuts.values())), lower_is_better)
     size = point_size(x.size)
-    edges_x = expit(np.linspace(*logit(np.array(axes.get_xlim())), 33)).tolist()
-    space = np.geomspace if lower_is_better else np.linspace
-    edges_y = space(*sorted(axes.get_ylim()), 33).tolist()
+    ends = logit(np.array(axes.get_xlim()))
+    edges_x = expit(np.linspace(ends[0], ends[1], 33)).tolist()
+    low, high = sorted(axes.get_ylim())
+    edges_y = (np.geomspace(low, high, 33) if lower_is_better else np.linspace(low, high, 33)).tolist()
     for name in in_order(groups):
         mine = groups == name
         colour, marker = COMPONENT_COLOURS.get(name, GREY), COMPONENT_MARKERS.get(name, "P")
@@ -81,8 +82,8 @@ def population_plane(
         top.hist(x[mine], bins=edges_x, weights=share, histtype="step", **look)
         right.hist(y[mine], bins=edges_y, weights=share, histtype="step", orientation="horizontal", **look)
         if name in quality_cuts:
-            ends = [axes.get_xlim()[0], axes.get_xlim()[1] if refusal_max is None else refusal_max]
-            axes.plot(ends, [quality_cuts[name]] * 2, label="_cut", zorder=4, **look)
+            left = [axes.get_xlim()[0], axes.get_xlim()[1] if refusal_max is None else refusal_max]
+            axes.plot(left, [quality_cuts[name]] * 2, label="_cut", zorder=4, **look)
             right.axhline(quality_cuts[name], **look)
     _contours(axes, density, lower_is_better)
     if refusal_max is not None:
