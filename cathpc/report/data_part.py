@@ -76,6 +76,12 @@ def flow(facts: Facts) -> dict[str, Any]:
             foot=["all", "", *totals],
         ),
         "rejects": table("Rows set aside while reading, by reason", ["reason", *facts.sources, "all"], rejects),
+        "nearest": table(
+            "Of the records that each rule dropped, the one that came nearest to passing: `explain`, with its id, shows "
+            "what it says, where it came from and every rule",
+            ["rule", "record", "source", "value", "threshold"],
+            [[words(rule), *row] for rule, _ in drops if (row := _nearest(facts, rule))],
+        ),
     }
 
 
@@ -128,13 +134,15 @@ def lengths(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     return {
         "text": (
             f"Answers have {settings['min_answer_tokens']:,} to {settings['max_answer_tokens']:,} tokens; reasoning "
-            "and health ask for more, because short answers there state a result without the way to it."
+            "and health ask for more, because short answers there state a result without the way to it. A score that "
+            "rose with the length alone would select long answers, not good ones: how scores and length go together "
+            "is shown for each component."
         ),
-        "figures": [key for key in pictures if key.startswith("length-")],
+        "figures": [key for key in pictures if key.startswith(("length-", "score-length-"))],
     }
 
 
-def models(facts: Facts) -> dict[str, Any]:
+def models(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     """Held-out figures of the three scoring models."""
     gpts = [(name, facts.summary(name)) for name in ("reference", "pool")]
     rows: list[list[Any]] = [
@@ -155,6 +163,7 @@ def models(facts: Facts) -> dict[str, Any]:
             "No scoring model has seen the prompts that it is measured on. The reference GPT learns from the reference "
             "generators alone, the pool GPT from all others; the refusal classifier from labelled answers."
         ),
+        "figures": [key for key in ("auroc", "reliability") if key in pictures],
         "tables": [
             table("GPTs: perplexity on held-out answers of their own side", ["", "reference", "pool"], rows),
             table("Refusal classifier on held-out answers", ["", "value"], [[label(k), v] for k, v in shown.items()]),
@@ -203,6 +212,18 @@ def _card_example(row: Mapping[str, Any]) -> dict[str, Any]:
 def kept_rows(facts: Facts) -> pa.Table:
     """The scored records that selection kept."""
     return facts.scored.filter(facts.scored["kept"])
+
+
+def _nearest(facts: Facts, rule: str) -> list[Any] | None:
+    """[id, source, value, threshold] of the record that `rule` dropped by least; None where it compares no numbers."""
+    rows = facts.scored.filter(pc.equal(facts.scored["rule"], rule))
+    off = pc.abs(pc.subtract(rows["value"], rows["threshold"]))
+    if off.null_count == len(off):
+        return None
+    row = (
+        rows.slice(pc.index(off, pc.min(off)).as_py(), 1).select(["id", "source", "value", "threshold"]).to_pylist()[0]
+    )
+    return list(row.values())
 
 
 def _setting(settings: Mapping[str, Any], rule: str) -> str:

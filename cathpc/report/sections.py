@@ -39,7 +39,7 @@ def page(facts: Facts, pictures: Mapping[str, Picture], *, name: str, title: str
         "flow": data_part.flow(facts),
         "population": data_part.population(facts),
         "lengths": data_part.lengths(facts, pictures),
-        "models": data_part.models(facts),
+        "models": data_part.models(facts, pictures),
         "cards": data_part.cards(facts),
         "training": model_part.training(facts, pictures),
         "fidelity": model_part.fidelity(facts),
