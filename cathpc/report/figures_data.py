@@ -127,12 +127,14 @@ def population(facts: Facts, folder: Path, max_points: int) -> dict[str, Picture
         component=shown["component"].to_pylist(), kept=flags(shown["kept"]), quality_cuts=cuts,
         quality_name=SCORE_AXES[quality], density=_density(points, quality), **axes_of,
     )  # fmt: skip
-    handles, labels = axes.get_legend_handles_labels()
-    labels = [f"{name}, cut {number(cuts[name])}".replace("-", "−") if name in cuts else name for name in labels]
-    hollow = Line2D([], [], marker="o", markerfacecolor="none", color=GREY, markersize=4, linestyle="none")
-    figure.legend(
-        [*handles, hollow], [*labels, "dropped"], loc="outside lower left", ncols=2, markerscale=1.4, handletextpad=0.2
-    )
+    look: dict[str, Any] = {"linestyle": "none", "markersize": 6}
+    keys = [
+        Line2D([], [], marker=COMPONENT_MARKERS.get(name, "P"), color=COMPONENT_COLOURS.get(name, GREY), **look)
+        for name in components
+    ]
+    keys.append(Line2D([], [], marker="o", markerfacecolor="none", color=GREY, **look))
+    labels = [f"{name}, cut {number(cuts[name])}".replace("-", "−") if name in cuts else name for name in components]
+    figure.legend(keys, [*labels, "dropped"], loc="outside lower left", ncols=2, handletextpad=0.2)
     refused = percent(float(np.mean(floats(points["refusal"]) > limit))) if limit is not None else ""
     cut = f"{refused} lie right of the refusal cut {number(limit)}. " if refused else "No refusal cut. "
     listed = ", ".join(f"{name} {number(value)}" for name, value in sorted(cuts.items())) or "none"
