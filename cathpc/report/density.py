@@ -24,19 +24,23 @@ LEAST = 30
 
 @dataclass(frozen=True)
 class Density:
-    """A density on a grid: `mass[i, j]` is the share of the points around (x[j], y[i]); it sums to 1."""
+    """A density on a grid: `mass[i, j]`, smoothed, and `held[i, j]`, as it was, are the shares of the points around
+    (x[j], y[i]); each sums to 1."""
 
     x: Floats
     y: Floats
     mass: Floats
+    held: Floats
 
     def level(self, share: float) -> float:
-        """The mass of a cell on the border of the smallest region that holds `share` of the points.
+        """The mass of a cell on the border of the smallest region that holds `share` of the points themselves.
 
-        The highest-density region of Hyndman (1996), Computing and Graphing Highest Density Regions, on the grid.
+        The highest-density region of Hyndman (1996), Computing and Graphing Highest Density Regions, section 3.1: its
+        border is a quantile of the density over the points.
         """
-        falling = np.sort(self.mass, axis=None)[::-1]
-        return float(falling[min(int(np.searchsorted(np.cumsum(falling), share)), falling.size - 1)])
+        order = np.argsort(self.mass, axis=None)[::-1]
+        reached = int(np.searchsorted(np.cumsum(self.held.ravel()[order]), share))
+        return float(self.mass.ravel()[order[min(reached, order.size - 1)]])
 
 
 def plane(x: ArrayLike, y: ArrayLike) -> Density | None:
@@ -54,9 +58,9 @@ def plane(x: ArrayLike, y: ArrayLike) -> Density | None:
         points.append(np.clip(values, low, high))
         widths.append(float(points[-1].std()) * values.size ** (-1 / 6))
         grids.append(np.linspace(low - 3 * widths[-1], high + 3 * widths[-1], CELLS + 1))
-    mass, _, _ = np.histogram2d(points[1], points[0], bins=(grids[1], grids[0]))
-    mass = _kernel(grids[1], widths[1]) @ mass @ _kernel(grids[0], widths[0]).T
-    return Density(_centres(grids[0]), _centres(grids[1]), mass / mass.sum())
+    held = np.histogram2d(points[1], points[0], bins=(grids[1], grids[0]))[0] / points[0].size
+    mass = _kernel(grids[1], widths[1]) @ held @ _kernel(grids[0], widths[0]).T
+    return Density(_centres(grids[0]), _centres(grids[1]), mass, held)
 
 
 def line(values: ArrayLike) -> tuple[Floats, Floats] | None:

@@ -244,7 +244,8 @@ def by_length(rows: pa.Table, group: str, score: str, folder: Path, max_points: 
     """`score` against `answer_tokens`, a panel for each value of the column `group`."""
     names = in_order(rows[group].unique().to_pylist())
     most = max(max_points // len(names), 1)
-    figure = canvas(f"{score.capitalize()} by length of the answer", 0.9 + 1.7 * (-(-len(names) // 2)))
+    rows_of_panels = -(-len(names) // 2) if len(names) > 1 else 1.5
+    figure = canvas(f"{score.capitalize()} by length of the answer", 0.9 + 1.7 * rows_of_panels)
     all_tokens, all_scores = floats(rows["answer_tokens"]), floats(rows[score])
     overall = plots_lengths.binned(all_tokens, all_scores) if len(names) > 1 else None
     tokens_range = plots_population.extent(all_tokens)
@@ -262,8 +263,9 @@ def by_length(rows: pa.Table, group: str, score: str, folder: Path, max_points: 
         axes.set_xlabel("")
         tie = _rank_correlation(mine["answer_tokens"], mine[score])
         told = "" if tie is None else f", ρ = {tie:.2f}".replace("-", "−")
-        axes.set_title(f"{name}\n{mine.num_rows:,} records{told}", fontsize=9)
-        said.append(f"{name}: {mine.num_rows:,} records{told}")
+        text = f"{mine.num_rows:,} record{'s' if mine.num_rows > 1 else ''}{told}"
+        axes.set_title(f"{name}\n{text}", fontsize=9)
+        said.append(f"{name}: {text}")
     figure.supxlabel("answer length in tokens", fontsize=10)
     figure.supylabel(SCORE_AXES[score], fontsize=10)
     dashed = " (dashed: the median of all)" if overall else ""

@@ -112,7 +112,8 @@ def score_by_length(
         axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.set_xscale("log")
     axes.set_xlim(max(tokens_range[0], 1) / 1.2, max(tokens_range[1], 10) * 1.2)
-    axes.scatter(tokens, y, s=size, c=GREY, alpha=0.3, linewidths=0, rasterized=True, zorder=1)
+    look = (colour, 0.8) if band is None else (GREY, 0.3)  # few points are their own summary
+    axes.scatter(tokens, y, s=size, color=look[0], alpha=look[1], linewidths=0, rasterized=True, zorder=1)
     if overall is not None:
         axes.plot(overall[0], overall[1][:, 1], color=INK, linestyle="--", linewidth=1.1, zorder=3)
     if band is not None:

@@ -138,7 +138,11 @@ def population_panel(
 
 
 def extent(values: Floats, beyond: float = 0.0, also: Sequence[float] = ()) -> Range:
-    """The range of all `values` but the share `beyond` at either end, and of `also`; (1, 1) where there is none."""
+    """The range of all `values` but the share `beyond` at either end, and of `also`; (1, 1) where there is none.
+
+    Where that share is less than one value, none is left out.
+    """
+    beyond = beyond if values.size * beyond >= 1 else 0.0
     held = [*(np.quantile(values, [beyond, 1 - beyond]) if values.size else ()), *also] or [1.0]
     return float(min(held)), float(max(held))
 
