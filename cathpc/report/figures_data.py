@@ -219,9 +219,12 @@ def lengths(facts: Facts, folder: Path) -> dict[str, Picture]:
                 f"{short} of its answers are not. "
             )
         if curve is not None:
-            peak = float(np.exp(curve[0][curve[1].argmax()]))
-            alt += f" Their peak is at {peak:,.0f} tokens."
-            caption += "The line is the density of all over the logarithm of the length. "
+            peak, low, high = (f"{np.exp(value):,.0f}" for value in (curve.peak, *curve.interval))
+            alt += f" Their peak is at {peak} tokens."
+            caption += (
+                "The line is the density of all over the logarithm of the length; "
+                f"its peak is at {peak} tokens (95% interval {low} to {high}). "
+            )
         if missing := every.num_rows - rows.num_rows:
             caption += f"{missing:,} further records have no length, as they could not be scored."
         pictures[f"length-{component}"] = save(figure, folder, f"length-{component}", alt, caption.strip())
@@ -300,7 +303,8 @@ def reliability(facts: Facts, folder: Path) -> dict[str, Picture]:
     interval = f" (95% interval {number(band[0])} to {number(band[1])})" if band else ""
     caption = (
         f"{label.size:,} held-out answers. On the diagonal, a score of 0.3 means that three in ten such answers are "
-        "refusals. The line is the isotonic fit with its bootstrap band; the dots are ten bins of equally many answers "
+        "refusals. The line is the isotonic fit; that of a calibrated classifier would lie within the band in 95% of "
+        "samples of this size. The dots are ten bins of equally many answers "
         f"with Wilson's intervals, over which the expected calibration error is {number(summary['ece'])}{interval}."
     )
     return {"reliability": save(figure, folder, "reliability", alt, caption)}

@@ -82,8 +82,8 @@ def reliability(axes: Axes, counts: Axes, *, label: ArrayLike, probability: Arra
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.0, label="calibrated")
     at, curve, low, high = corp(truth, guess)
     if at.size:
-        axes.fill_between(at, low, high, color=SKY, alpha=0.35, linewidth=0, label="its 95% band")
-        axes.plot(at, curve, color=BLUE, label="isotonic fit")
+        axes.fill_between(at, low, high, color=SKY, alpha=0.35, linewidth=0, label="95% of calibrated ones")
+        axes.plot(at, curve, color=BLUE, label="observed")
     predicted, observed, count = tenths(truth, guess)
     axes.errorbar(
         predicted, observed, yerr=wilson(observed, count), fmt="o", color=INK, markersize=4, linewidth=0.9, capsize=2,

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from cathpc.report.density import LEAST
+from cathpc.report.density import LEAST, Curve
 from cathpc.report.style import BLUE, GREY, INK, PALE, VERMILION, plain_log
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ def answer_lengths(
     kept: ArrayLike,
     dropped: ArrayLike,
     threshold: int | None,
-    curve: tuple[Floats, Floats] | None = None,
+    curve: Curve | None = None,
 ) -> Axes:
     """Histogram of answer lengths (tokens, logarithmic) of kept and dropped records, with the rule's threshold.
 
-    `curve` is the density of all of them over the logarithm of the length (`cathpc.report.density.line`); where it is
-    highest is marked as their peak. Bins end at the threshold, so that none stands on both sides of it. The legend
+    `curve` is the density of all of them over the logarithm of the length (`cathpc.report.density.line`); its peak is
+    marked. Bins end at the threshold, so that none stands on both sides of it. The legend
     stands above the axes.
     """
     alive, gone = (np.maximum(np.asarray(part, dtype=float), 1) for part in (kept, dropped))
@@ -53,13 +53,11 @@ def answer_lengths(
     if threshold:
         axes.axvline(threshold + 0.5, color=INK, linestyle="--", linewidth=1.4, label=f"must exceed {threshold:,}")
     if curve is not None:
-        at = np.exp(curve[0])
-        height = curve[1] * (alive.size + gone.size) * np.log(step)
-        peak = float(at[curve[1].argmax()])
-        axes.plot(at, height, color=INK, linewidth=1.1)
+        height = curve.height * (alive.size + gone.size) * np.log(step)
+        axes.plot(np.exp(curve.at), height, color=INK, linewidth=1.1)
         axes.plot(
-            [peak], [height.max()], linestyle="none", marker="v", markersize=8, color=INK, markeredgecolor="white",
-            label=f"peak at {peak:,.0f}",
+            [np.exp(curve.peak)], [height.max()], linestyle="none", marker="v", markersize=8, color=INK,
+            markeredgecolor="white", label=f"peak at {np.exp(curve.peak):,.0f}",
         )  # fmt: skip
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

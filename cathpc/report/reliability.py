@@ -1,4 +1,4 @@
-"""What is known of a classifier's calibration: arrays in, curves with their intervals out."""
+"""A classifier's calibration: labels and predicted probabilities in, curves and intervals out."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ GRID = 201
 
 
 def corp(label: Floats, probability: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """(probability, observed share, and its 95% interval) along the range of the predictions; empty without rows.
+    """(probability, observed share, and the 95% band of a calibrated classifier) along the range of the predictions.
 
-    The curve is the isotonic regression of the label on the prediction, which chooses its own bins (CORP; Dimitriadis,
-    Gneiting and Jordan 2021, Stable reliability diagrams for probabilistic classifiers, PNAS 118); the interval is that
-    of a bootstrap over rows with a fixed seed. Time grows with rows times `RESAMPLES`.
+    The curve is the isotonic regression of the label on the prediction, which chooses its own bins, the band its
+    consistency band: where the curve would lie, were each label drawn with the probability predicted for it (CORP;
+    Dimitriadis, Gneiting and Jordan 2021, Stable reliability diagrams for probabilistic classifiers, PNAS 118). The
+    seed is fixed; time grows with rows times `RESAMPLES`. Empty without rows.
     """
     if not label.size:
         return (np.zeros(0),) * 4
     grid = np.linspace(probability.min(), probability.max(), GRID)
     rng = np.random.default_rng(0)
-    draws = (rng.integers(label.size, size=label.size) for _ in range(RESAMPLES))
-    curves = [_isotonic(label[rows], probability[rows], grid) for rows in draws]
-    low, high = np.quantile(curves, [0.025, 0.975], axis=0)
+    draws = ((rng.random(label.size) < probability).astype(float) for _ in range(RESAMPLES))
+    low, high = np.quantile([_isotonic(drawn, probability, grid) for drawn in draws], [0.025, 0.975], axis=0)
     return grid, _isotonic(label, probability, grid), low, high
 
 

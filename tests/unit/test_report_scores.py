@@ -110,11 +110,16 @@ def test_few_or_equal_points_have_no_density(x: Any, y: Any) -> None:
     assert density.line(x) is None
 
 
-def test_the_peak_of_lengths_is_that_of_their_density() -> None:
-    found = density.line(np.log(RNG.lognormal(np.log(150), 0.4, 5000)))
-    assert found is not None
-    assert np.exp(found[0][found[1].argmax()]) == pytest.approx(150, rel=0.08)
-    assert np.trapezoid(found[1], found[0]) == pytest.approx(1, abs=0.01)
+def test_the_peak_of_lengths_is_that_of_their_density_and_its_interval_narrows_with_records() -> None:
+    spans = []
+    for rows in (200, 20_000):
+        found = density.line(np.log(RNG.lognormal(np.log(150), 0.4, rows)))
+        assert found is not None
+        low, high = np.exp(found.interval)
+        assert low <= np.exp(found.peak) <= high and low * 0.97 <= 150 <= high * 1.03
+        assert np.trapezoid(found.height, found.at) == pytest.approx(1, abs=0.01)
+        spans.append(high - low)
+    assert spans[1] < spans[0] / 2
 
 
 @pytest.mark.parametrize(
@@ -137,14 +142,15 @@ def test_length_histogram_counts_every_record_and_no_bar_straddles_the_threshold
     )
 
 
-def test_the_peak_is_named_in_the_legend() -> None:
-    tokens = np.exp(RNG.normal(5, 0.3, 400)).round()
+def test_the_peak_is_named_in_the_legend_and_stands_on_the_bars() -> None:
+    tokens = np.exp(RNG.normal(5, 0.3, 20_000)).round()
+    curve = density.line(np.log(tokens))
     with rc_context(STYLE):
         axes = Figure().add_subplot()
-        curve = density.line(np.log(tokens))
         plots_lengths.answer_lengths(axes, kept=tokens, dropped=[], threshold=100, curve=curve)
-    (label,) = [text for text in axes.get_legend_handles_labels()[1] if text.startswith("peak at")]
-    assert int(label.split()[-1]) == pytest.approx(148, rel=0.15)
+    (mark,) = [line for line in axes.lines if str(line.get_label()).startswith("peak at")]
+    assert int(str(mark.get_label()).split()[-1]) == pytest.approx(148, rel=0.1)
+    assert mark.get_ydata()[0] == pytest.approx(max(bar.get_height() for bar in axes.patches), rel=0.1)
 
 
 def test_bins_of_a_score_by_length_hold_equally_many_records_and_their_quartiles() -> None:
@@ -191,14 +197,21 @@ def test_wilsons_interval_is_that_of_the_literature() -> None:
     assert 0.1 + high[0] == pytest.approx(0.1744, abs=1e-4)
 
 
-def test_the_band_of_a_calibrated_classifier_holds_the_diagonal_and_narrows_with_rows() -> None:
-    widths = []
-    for rows in (200, 4000):
-        guess = RNG.random(rows)
-        label = (RNG.random(rows) < guess).astype(float)
-        at, curve, low, high = reliability.corp(label, guess)
-        assert np.all((low <= curve + 1e-9) | (high >= curve - 1e-9)) and np.all(np.diff(curve) >= 0)
-        assert np.mean((low - 0.02 <= at) & (at <= high + 0.02)) > 0.9
-        widths.append(float(np.mean(high - low)))
-    assert widths[1] < widths[0] / 2
+def test_a_calibrated_classifier_stays_in_its_band_and_an_overconfident_one_leaves_it() -> None:
+    inside = {}
+    for power in (1.0, 3.0):
+        shares = []
+        for _ in range(4):
+            guess = RNG.random(1000)
+            odds = (guess / (1 - guess)) ** (1 / power)
+            label = (RNG.random(1000) < odds / (1 + odds)).astype(float)
+            at, curve, low, high = reliability.corp(label, guess)
+            assert np.all(np.diff(curve) >= 0) and np.all(low <= high)
+            assert np.mean((low <= at) & (at <= high)) > 0.9, "the band goes along the diagonal"
+            shares.append(np.mean((low <= curve) & (curve <= high)))
+        inside[power] = np.mean(shares)
+    assert inside[1.0] > 0.85 and inside[3.0] < 0.5
+
+
+def test_a_classifier_without_rows_has_an_empty_curve() -> None:
     assert all(part.size == 0 for part in reliability.corp(np.zeros(0), np.zeros(0)))
