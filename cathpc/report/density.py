@@ -79,7 +79,7 @@ def line(values: ArrayLike) -> Curve | None:
 
     The bandwidth is the normal-scale rule for the density's slope, since it is the slope that finds a peak (Chacón,
     Duong and Wand 2011, Asymptotics for general multivariate kernel density derivative estimators, section 4), with the
-    smaller of standard deviation and interquartile range / 1.349. The interval is that of a bootstrap with a fixed seed.
+    smaller of standard deviation and interquartile range / 1.349. The interval is that of a bootstrap, its seed fixed.
     """
     array = np.asarray(values, dtype=float)
     if not spread(array):

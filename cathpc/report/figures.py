@@ -1,7 +1,7 @@
 """The report's figures as files: `Facts` in, PNG and SVG out, both for people and for trackers.
 
-`cathpc.report.plots` and `cathpc.report.plots_scores` draw; here stands which figures there are. What they show, their
-captions and their alternative texts, stands in `figures_data` and `figures_model`. A figure without data is left out.
+The modules `plots*` draw; here stands which figures there are. What they show, their captions and their alternative
+texts, stands in the modules `figures_*`. A figure without data is left out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib import rc_context
 
-from cathpc.report import figures_data, figures_model
+from cathpc.report import figures_flow, figures_scorers, figures_scores, figures_training
 from cathpc.report.gather import Facts
 from cathpc.report.picture import Picture
 from cathpc.report.style import STYLE
@@ -24,12 +24,12 @@ def draw(facts: Facts, folder: Path, *, max_points: int) -> dict[str, Picture]:
     folder.mkdir(exist_ok=True)
     with rc_context(STYLE):
         return {
-            **figures_data.flow(facts, folder),
-            **figures_data.population(facts, folder, max_points),
-            **figures_data.lengths(facts, folder),
-            **figures_data.scores_by_length(facts, folder, max_points),
-            **figures_data.reliability(facts, folder),
-            **figures_model.training(facts, folder),
-            **figures_model.fidelity(facts, folder),
-            **figures_model.time(facts, folder),
+            **figures_flow.flow(facts, folder),
+            **figures_scores.population(facts, folder, max_points),
+            **figures_scores.lengths(facts, folder),
+            **figures_scores.scores_by_length(facts, folder, max_points),
+            **figures_scorers.reliability(facts, folder),
+            **figures_training.training(facts, folder),
+            **figures_training.fidelity(facts, folder),
+            **figures_training.time(facts, folder),
         }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cathpc.report.html import data_uri
@@ -46,3 +47,17 @@ def save(figure: Figure, folder: Path, key: str, alt: str, caption: str, *, poin
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
     embedded = folder / f"{key}.{'png' if points else 'svg'}"
     return Picture(folder / f"{key}.png", data_uri(embedded), alt, caption, width, height)
+
+
+def panels(figure: Figure, count: int, columns: int) -> list[Axes]:
+    """`count` axes of a grid that share x and y, row by row; tick labels at its left and lower rim alone."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    first: Axes | None = None
+    found: list[Axes] = []
+    for place in range(count):
+        axes = figure.add_subplot(rows, columns, place + 1, sharex=first, sharey=first)
+        first = first or axes
+        axes.tick_params(labelleft=place % columns == 0, labelbottom=place + columns >= count)
+        found.append(axes)
+    return found

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pytest
 from matplotlib import rc_context
 
-from cathpc.report import figures_data
+from cathpc.report import figures_flow, figures_scorers, figures_scores
 from cathpc.report.gather import Facts, gather
 from cathpc.report.measures import of_component
 from cathpc.report.picture import Picture
@@ -28,10 +28,10 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
 def draw(facts: Facts, folder: Path, max_points: int = 6000) -> dict[str, Picture]:
     with rc_context(STYLE):
         pictures = {
-            **figures_data.flow(facts, folder),
-            **figures_data.population(facts, folder, max_points),
-            **figures_data.lengths(facts, folder),
-            **figures_data.scores_by_length(facts, folder, max_points),
+            **figures_flow.flow(facts, folder),
+            **figures_scores.population(facts, folder, max_points),
+            **figures_scores.lengths(facts, folder),
+            **figures_scores.scores_by_length(facts, folder, max_points),
         }
     for key, picture in pictures.items():
         assert picture.png == folder / f"{key}.png" and (folder / f"{key}.svg").is_file()
@@ -110,7 +110,7 @@ def test_files_stay_small_for_very_many_records(facts: Facts, tmp_path: Path) ->
 def test_a_waterfall_begins_with_the_rows_read_and_leaves_labelled_refusals_out(facts: Facts, tmp_path: Path) -> None:
     labels = {"rows": 80, "kept": 80, "rejected": {}, "component": "refusal"}
     with rc_context(STYLE):
-        pictures = figures_data.flow(replace(facts, sources={**facts.sources, "labels": labels}), tmp_path)
+        pictures = figures_flow.flow(replace(facts, sources={**facts.sources, "labels": labels}), tmp_path)
     kept = pc.sum(facts.scored["kept"]).as_py()
     assert f"432 rows read, {kept} records kept" in pictures["flow"].alt  # 400 scored, 8 set aside of each source
     assert "duplicate 24" in pictures["flow"].alt and "labels" not in pictures["flow-sources"].alt
@@ -120,34 +120,34 @@ def test_sources_beyond_the_panels_share_the_last_one(facts: Facts, tmp_path: Pa
     seen = next(iter(facts.sources.values()))
     more = {f"small_{i}": {**seen, "rows": 8, "kept": 0} for i in range(20)}
     with rc_context(STYLE):
-        pictures = figures_data.flow(replace(facts, sources={**facts.sources, **more}), tmp_path)
+        pictures = figures_flow.flow(replace(facts, sources={**facts.sources, **more}), tmp_path)
     alt = pictures["flow-sources"].alt
-    assert "13 others: 0% of 104 rows kept" in alt and alt.count("rows kept") == figures_data.PANELS
+    assert "13 others: 0% of 104 rows kept" in alt and alt.count("rows kept") == figures_flow.PANELS
 
 
 def test_rank_correlation_with_the_length_is_told(facts: Facts, tmp_path: Path) -> None:
     tokens = facts.scored["answer_tokens"]
     every = changed(facts, contrast=pc.negate(tokens.cast(pa.float64())))
     with rc_context(STYLE):
-        pictures = figures_data.scores_by_length(every, tmp_path, 500)
+        pictures = figures_scores.scores_by_length(every, tmp_path, 500)
     assert pictures["score-length-contrast"].alt.count("ρ = −1.00") == 4
     assert "ρ =" not in pictures["score-length-perplexity"].alt, "equal values have no rank correlation"
 
 
 def test_generators_are_shown_with_every_score(tmp_path: Path) -> None:
     with rc_context(STYLE):
-        assert figures_data.generators([], tmp_path) == {}
-        pictures = figures_data.generators([("vicuna", {"contrast": 0.88, "length": None})], tmp_path)
+        assert figures_scorers.generators([], tmp_path) == {}
+        pictures = figures_scorers.generators([("vicuna", {"contrast": 0.88, "length": None})], tmp_path)
     assert "vicuna: contrast 0.88, length –" in pictures["auroc"].alt
 
 
 def test_calibration_names_the_error_and_its_interval_where_there_is_one(facts: Facts, tmp_path: Path) -> None:
     with rc_context(STYLE):
-        plain = figures_data.reliability(facts, tmp_path)["reliability"]
+        plain = figures_scorers.reliability(facts, tmp_path)["reliability"]
         manifest = facts.manifests["refusal"]
         summary = {**manifest["summary"], "bands": {"ece": [0.03, 0.09]}}
         told = replace(facts, manifests={**facts.manifests, "refusal": {**manifest, "summary": summary}})
-        banded = figures_data.reliability(told, tmp_path)["reliability"]
-        assert not figures_data.reliability(replace(facts, heldout=facts.heldout.slice(0, 0)), tmp_path)
+        banded = figures_scorers.reliability(told, tmp_path)["reliability"]
+        assert not figures_scorers.reliability(replace(facts, heldout=facts.heldout.slice(0, 0)), tmp_path)
     assert "calibration error is 0.041." in plain.caption
     assert "calibration error is 0.041 (95% interval 0.03 to 0.09)." in banded.caption

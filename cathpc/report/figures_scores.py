@@ -1,111 +1,28 @@
-"""Figures of the data and of what scored it: `Facts` in, pictures out."""
+"""Figures of what the scores say of the records, and of their lengths: `Facts` in, pictures out."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cathpc.data.filters import HIGHER_IS_BETTER
-from cathpc.report import density, plots, plots_lengths, plots_population
+from cathpc.report import density, plots_lengths, plots_population
 from cathpc.report.gather import Facts, sample
-from cathpc.report.html import number, percent, words
-from cathpc.report.measures import count, flags, floats, of_component, ok, quality_cuts, rule_counts, source_counts
-from cathpc.report.picture import Picture, canvas, save
-from cathpc.report.plots import Bar
-from cathpc.report.reliability import tenths
+from cathpc.report.html import number, percent
+from cathpc.report.measures import count, flags, floats, of_component, ok, quality_cuts
+from cathpc.report.picture import Picture, canvas, panels, save
 from cathpc.report.style import BLUE, COMPONENT_COLOURS, COMPONENT_MARKERS, GREY, in_order, point_size
 
 LENGTH_RULES = {"reasoning": "reasoning_min_tokens", "health": "health_min_tokens"}
 """Component -> key of `select` that its answers must exceed."""
 LENGTH_TITLES = {"reasoning": "Length of chains of thought", "health": "Length of health answers"}
 SCORE_AXES = {"contrast": "contrast in nats a token", "perplexity": "perplexity (lower is better)"}
-REASONS = 4
-"""Reasons of rows set aside that get a bar of their own."""
-TAKERS = 6
-"""Reasons that are told apart in the panels of sources."""
-PANELS = 12
-"""Panels of sources at most."""
-
-
-def flow(facts: Facts, folder: Path) -> dict[str, Picture]:
-    """Waterfalls from the rows that were read to the records that are kept: over all, and by source."""
-    sources = {name: seen for name, seen in facts.sources.items() if seen["component"] != "refusal"}
-    aside: Counter[str] = Counter()
-    for seen in sources.values():
-        aside.update(seen["rejected"])
-    reasons = [reason for reason, _ in aside.most_common(REASONS)]
-    rules = [rule for rule, _ in rule_counts(facts)]
-    counted = source_counts(facts)
-
-    def bars(names: Sequence[str]) -> list[Bar]:
-        rejected: Counter[str] = Counter()
-        for name in names:
-            rejected.update(sources[name]["rejected"])
-        rest = rejected.total() - sum(rejected[reason] for reason in reasons)
-        steps = [Bar(words(reason), rejected[reason]) for reason in reasons]
-        steps += [Bar("other faults", rest)] if len(aside) > REASONS else []
-        scored = sum(n for (source, _), n in counted.items() if source in names)
-        drops = [Bar(words(rule), sum(counted[name, rule] for name in names)) for rule in rules]
-        kept = sum(counted[name, ""] for name in names)
-        first = Bar("rows read", scored + rejected.total(), taken=False)
-        return [first, *steps, Bar("scored", scored, taken=False), *drops, Bar("kept", kept, taken=False)]
-
-    every = bars(list(sources))
-    figure = canvas("From rows to the mix", 1.1 + 0.26 * len(every))
-    plots.waterfall(figure.add_subplot(), every).set_xlabel("records")
-    listed = ", ".join(f"{bar.name} {bar.count:,}" for bar in every if bar.taken)
-    alt = f"Waterfall: {every[0].count:,} rows read, {every[-1].count:,} records kept. Taken away: {listed or 'none'}."
-    caption = (
-        "Hatched: what each reason takes away, first while reading, then by the rules of selection in their order. A "
-        "record counts to the first rule that it breaks. Labelled refusals are not shown."
-    )
-    pictures = {"flow": save(figure, folder, "flow", alt, caption)}
-    if len(sources) > 1:
-        pictures["flow-sources"] = _flow_sources({name: bars([name]) for name in sources}, folder)
-    return pictures
-
-
-def _flow_sources(by_source: dict[str, list[Bar]], folder: Path) -> Picture:
-    """A small waterfall for each source, of the reasons that take most; of very many the smaller ones share a panel."""
-    names = sorted(by_source, key=lambda name: -by_source[name][0].count)
-    shown = {name: by_source[name] for name in names[: PANELS if len(names) == PANELS else PANELS - 1]}
-    if rest := names[len(shown) :]:
-        each = zip(*(by_source[name] for name in rest), strict=True)
-        shown[f"{len(rest)} others"] = [replace(same[0], count=sum(bar.count for bar in same)) for same in each]
-    taken: Counter[str] = Counter()
-    for bars in shown.values():
-        taken.update({bar.name: bar.count for bar in bars if bar.taken})
-    wanted = {name for name, _ in taken.most_common(TAKERS)}
-    rows = -(-len(shown) // 3)
-    figure = canvas("From rows to the mix, by source", 0.75 + rows * (0.5 + 0.16 * (len(wanted) + 3)))
-    said = []
-    for axes, (name, bars) in zip(_panels(figure, len(shown), 3), shown.items(), strict=True):
-        first, last = bars[0], bars[-1]
-        steps = [bar for bar in bars if bar.taken and bar.name in wanted]
-        if len(taken) > TAKERS:
-            steps.append(Bar("others", first.count - last.count - sum(bar.count for bar in steps)))
-        plots.waterfall(axes, [first, *steps, last], share=True)
-        axes.tick_params(labelsize=8)
-        share = percent(last.count / max(first.count, 1))
-        axes.set_title(f"{_short(name)}\n{share} of {first.count:,}", fontsize=8.5)
-        worst = max((bar for bar in bars if bar.taken), key=lambda bar: bar.count, default=last)
-        said.append(f"{name}: {share} of {first.count:,} rows kept" + (f", most lost to {worst.name}" if steps else ""))
-    figure.supxlabel("percent of the source's rows", fontsize=9)
-    caption = (
-        f"The same for each source, in percent of its rows, with the {len(wanted)} reasons that take most; above each "
-        "panel the share that is kept."
-    )
-    return save(figure, folder, "flow-sources", f"Waterfalls by source. {'; '.join(said)}.", caption)
 
 
 def population(facts: Facts, folder: Path, max_points: int) -> dict[str, Picture]:
@@ -170,7 +87,7 @@ def _population_panels(
     refusal_range = plots_population.extent(floats(points["refusal"]))
     quality_range = plots_population.extent(floats(points[quality]), 0.002, list(cuts.values()))
     said = []
-    for axes, name in zip(_panels(figure, len(components), 2), components, strict=True):
+    for axes, name in zip(panels(figure, len(components), 2), components, strict=True):
         mine = of_component(points, name)
         shown = sample(mine, most)
         plots_population.population_panel(
@@ -254,7 +171,7 @@ def by_length(rows: pa.Table, group: str, score: str, folder: Path, max_points: 
     tokens_range = plots_population.extent(all_tokens)
     score_range = plots_population.extent(all_scores, 0.01)
     said = []
-    for axes, name in zip(_panels(figure, len(names), 2), names, strict=True):
+    for axes, name in zip(panels(figure, len(names), 2), names, strict=True):
         mine = rows.filter(pc.equal(rows[group], name))
         shown = sample(mine, most)
         plots_lengths.score_by_length(
@@ -281,65 +198,6 @@ def by_length(rows: pa.Table, group: str, score: str, folder: Path, max_points: 
     return save(figure, folder, f"score-length-{score}", alt, caption, points=True)
 
 
-def reliability(facts: Facts, folder: Path) -> dict[str, Picture]:
-    """Calibration of the refusal classifier on held-out answers."""
-    if not facts.heldout.num_rows:
-        return {}
-    label, probability = floats(facts.heldout["label"]), floats(facts.heldout["probability"])
-    summary, limit = facts.summary("refusal"), facts.config("select", "select")["refusal_max"]
-    figure = canvas("Calibration of the refusal classifier", 4.6)
-    grid = figure.add_gridspec(2, 1, height_ratios=(3, 1), hspace=0.03)
-    axes = figure.add_subplot(grid[0])
-    plots.reliability(
-        axes, figure.add_subplot(grid[1], sharex=axes), label=label, probability=probability, cutoff=limit
-    )
-    handles, labels = axes.get_legend_handles_labels()
-    more, names = figure.axes[1].get_legend_handles_labels()
-    once = {name: handle for handle, name in zip([*handles, *more], [*labels, *names], strict=True)}
-    figure.legend(list(once.values()), list(once), loc="outside lower left", ncols=3, columnspacing=1.2)
-    points = ", ".join(f"{p:.2f} → {o:.2f} (n={n})" for p, o, n in zip(*tenths(label, probability), strict=True))
-    alt = f"Reliability curve on {label.size:,} held-out answers; predicted → observed share of refusals: {points}."
-    band = summary.get("bands", {}).get("ece")
-    interval = f" (95% interval {number(band[0])} to {number(band[1])})" if band else ""
-    caption = (
-        f"{label.size:,} held-out answers. On the diagonal, a score of 0.3 means that three in ten such answers are "
-        "refusals. The line is the isotonic fit; that of a calibrated classifier would lie within the band in 95% of "
-        "samples of this size. The dots are ten bins of equally many answers "
-        f"with Wilson's intervals, over which the expected calibration error is {number(summary['ece'])}{interval}."
-    )
-    return {"reliability": save(figure, folder, "reliability", alt, caption)}
-
-
-def generators(rows: Sequence[tuple[str, dict[str, float | None]]], folder: Path) -> dict[str, Picture]:
-    """How well each score tells the reference's answers from each generator's: (generator, {score: AUROC})."""
-    if not rows:
-        return {}
-    figure = canvas("Telling the reference's answers apart", 1.6 + 0.3 * len(rows))
-    plots.auroc(figure.add_subplot(), rows)
-    said = "; ".join(
-        f"{name}: " + ", ".join(f"{score} {number(value)}" for score, value in values.items()) for name, values in rows
-    )
-    caption = (
-        "Chance that an answer of the reference scores better than one of the generator named, to prompts that no "
-        "scoring model has seen. At 0.5 a score tells nothing."
-    )
-    return {"auroc": save(figure, folder, "auroc", f"AUROC by generator. {said}.", caption)}
-
-
-def _panels(figure: Figure, number_: int, columns: int) -> list[Axes]:
-    """Axes of a grid that share x and y, row by row; tick labels at its left and lower rim alone."""
-    columns = min(columns, number_)
-    rows = -(-number_ // columns)
-    first: Axes | None = None
-    found: list[Axes] = []
-    for place in range(number_):
-        axes = figure.add_subplot(rows, columns, place + 1, sharex=first, sharey=first)
-        first = first or axes
-        axes.tick_params(labelleft=place % columns == 0, labelbottom=place + columns >= number_)
-        found.append(axes)
-    return found
-
-
 def _density(rows: pa.Table, quality: str) -> density.Density | None:
     values = floats(rows[quality])
     refusal = plots_population.logit(plots_population.clip(floats(rows["refusal"])))
@@ -360,7 +218,3 @@ def _rank_correlation(one: pa.ChunkedArray, other: pa.ChunkedArray) -> float | N
         for values in (one, other)
     ]
     return float(np.corrcoef(ranks)[0, 1])
-
-
-def _short(name: str, most: int = 17) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
