@@ -195,7 +195,8 @@ def by_length(rows: pa.Table, group: str, score: str, folder: Path, max_points: 
         "no length in disguise."
     )
     alt = f"{score.capitalize()} against answer length, with Spearman's ρ. {'; '.join(said)}."
-    return save(figure, folder, f"score-length-{score}", alt, caption, points=True)
+    key = f"score-length-{score}" + ("" if group == "component" else f"-{group}")
+    return save(figure, folder, key, alt, caption, points=True)
 
 
 def _density(rows: pa.Table, quality: str) -> density.Density | None:
