@@ -1,8 +1,8 @@
 """Scores of a file that no run has seen: any rows in, one score row for each out, in their order.
 
 In: a file of any kind that a source may have; a finished run's models. Out: JSON Lines or Parquet with `COLUMNS`. A row
-that is no record gets the reason as its status (`cathpc.data.formats`: 'no_prompt', 'bad_turns', 'not_json', ...; an answer
-that is missing or empty is 'empty'), beside what `cathpc.data.likelihood` says of records; its figures are null.
+that is no record gets the reason as its status (`cathpc.data.formats`: 'no_prompt', 'bad_turns', 'not_json', ...; an
+answer that is missing or empty is 'empty'), beside what `cathpc.data.likelihood` says of records; its figures are null.
 
 Memory holds `CHUNK_ROWS` rows or `CHUNK_CHARACTERS` of text, and the models, whatever the size of the file. It is read
 twice: first to count rows and see their columns, so that whatever is wrong with it shows before anything is scored.

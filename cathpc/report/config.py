@@ -33,6 +33,6 @@ class ReportConfig:
     title: str = ""
     """Heading of the page; '' is the experiment's name."""
     max_points: int = 6_000
-    """Points drawn in the population plane; more are sampled by a hash of their ids."""
+    """Points drawn in a figure of single records; of more, a sample by a hash of their ids."""
     examples: int = 12
     """Cards shown with their verdicts; answers of the base and the tuned model side by side are half as many."""

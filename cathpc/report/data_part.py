@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 
 from cathpc.data import filters
 from cathpc.report import auroc
-from cathpc.report.figures import Picture, floats, ok, quality_cuts, rule_counts
 from cathpc.report.gather import Facts
 from cathpc.report.html import number, percent, words
-from cathpc.report.plots import COMPONENT_COLOURS
+from cathpc.report.measures import floats, of_component, ok, quality_cuts, rule_counts, source_counts
+from cathpc.report.picture import Picture
+from cathpc.report.style import in_order
 from cathpc.report.tables import LABELS, first_user, label, table
 
 QUALITY = {
@@ -31,9 +32,7 @@ def flow(facts: Facts) -> dict[str, Any]:
     """Where records went: by rule, by source, and the rows that never became records."""
     drops = rule_counts(facts)
     entered, kept = facts.scored.num_rows, kept_rows(facts).num_rows
-    counted: Counter[tuple[str, str]] = Counter(
-        zip(facts.scored["source"].to_pylist(), facts.scored["rule"].to_pylist(), strict=True)
-    )
+    counted = source_counts(facts)
     rules = [rule for rule, _ in drops]
     by_source = []
     for source, seen in facts.sources.items():
@@ -78,6 +77,12 @@ def flow(facts: Facts) -> dict[str, Any]:
             foot=["all", "", *totals],
         ),
         "rejects": table("Rows set aside while reading, by reason", ["reason", *facts.sources, "all"], rejects),
+        "nearest": table(
+            "Of the records that each rule dropped, the one that came nearest to passing: `explain`, with its id, "
+            "shows what it says, where it came from and every rule",
+            ["rule", "record", "source", "value", "threshold"],
+            [[words(rule), *row] for rule, _ in drops if (row := _nearest(facts, rule))],
+        ),
     }
 
 
@@ -86,8 +91,8 @@ def population(facts: Facts) -> dict[str, Any]:
     settings = facts.config("select", "select")
     quality, cuts = settings["quality"], quality_cuts(facts)
     rows = []
-    for component in _components(facts):
-        every = facts.scored.filter(pc.equal(facts.scored["component"], component))
+    for component in in_order(facts.scored["component"].unique().to_pylist()):
+        every = of_component(facts.scored, component)
         scored, kept = ok(every, facts), every.filter(every["kept"])
         rows.append(
             [
@@ -130,13 +135,15 @@ def lengths(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     return {
         "text": (
             f"Answers have {settings['min_answer_tokens']:,} to {settings['max_answer_tokens']:,} tokens; reasoning "
-            "and health ask for more, because short answers there state a result without the way to it."
+            "and health ask for more, because short answers there state a result without the way to it. A score that "
+            "rose with the length alone would select long answers, not good ones: how scores and length go together "
+            "is shown for each component."
         ),
-        "figures": [key for key in pictures if key.startswith("length-")],
+        "figures": [key for key in pictures if key.startswith(("length-", "score-length-"))],
     }
 
 
-def models(facts: Facts) -> dict[str, Any]:
+def models(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     """Held-out figures of the three scoring models."""
     gpts = [(name, facts.summary(name)) for name in ("reference", "pool")]
     rows: list[list[Any]] = [
@@ -161,6 +168,7 @@ def models(facts: Facts) -> dict[str, Any]:
             "No scoring model has seen the prompts that it is measured on. The reference GPT learns from the reference "
             "generators alone, the pool GPT from all others; the refusal classifier from labelled answers."
         ),
+        "figures": [key for key in ("auroc", "reliability") if key in pictures],
         "tables": [
             table(
                 "AUROC of the reference generators' answers against those of each other one, on held-out prompts, by "
@@ -229,6 +237,18 @@ def kept_rows(facts: Facts) -> pa.Table:
     return facts.scored.filter(facts.scored["kept"])
 
 
+def _nearest(facts: Facts, rule: str) -> list[Any] | None:
+    """[id, source, value, threshold] of the record that `rule` dropped by least; None where it compares no numbers."""
+    rows = facts.scored.filter(pc.equal(facts.scored["rule"], rule))
+    off = pc.abs(pc.subtract(rows["value"], rows["threshold"]))
+    if off.null_count == len(off):
+        return None
+    row = (
+        rows.slice(pc.index(off, pc.min(off)).as_py(), 1).select(["id", "source", "value", "threshold"]).to_pylist()[0]
+    )
+    return list(row.values())
+
+
 def _setting(settings: Mapping[str, Any], rule: str) -> str:
     """The key of group `select` that sets a rule, and its value."""
     key = filters.KEYS.get(rule, "")
@@ -238,15 +258,10 @@ def _setting(settings: Mapping[str, Any], rule: str) -> str:
 def _threshold(facts: Facts, rule: str) -> str:
     """The values that a rule's figure was held against, as the verdicts say."""
     values = facts.scored.filter(pc.equal(facts.scored["rule"], rule))["threshold"]
-    distinct = sorted({v for v in values.to_pylist() if v is not None})
+    distinct = sorted(v for v in values.unique().to_pylist() if v is not None)
     if not distinct:
         return "–"
     return number(distinct[0]) if len(distinct) == 1 else f"{number(distinct[0])} to {number(distinct[-1])}"
-
-
-def _components(facts: Facts) -> list[str]:
-    present = set(facts.scored["component"].to_pylist())
-    return [c for c in COMPONENT_COLOURS if c in present] + sorted(present - set(COMPONENT_COLOURS))
 
 
 def _median(values: pa.ChunkedArray) -> float | None:

@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
@@ -88,9 +89,13 @@ def sample(table: pa.Table, most: int) -> pa.Table:
     """At most `most` rows of `table`, those whose ids have the smallest hashes: the same ones from run to run."""
     if table.num_rows <= most:
         return table
-    hashes = [unit_hash(i, SAMPLE_SEED) for i in table["id"].to_pylist()]
-    chosen = sorted(range(len(hashes)), key=hashes.__getitem__)[:most]
-    return table.take(sorted(chosen))
+    hashes = np.concatenate(  # batch by batch: a list of ten million ids would take a gigabyte
+        [
+            np.fromiter((unit_hash(i, SAMPLE_SEED) for i in batch.column(0).to_pylist()), float, batch.num_rows)
+            for batch in table.select(["id"]).to_batches(max_chunksize=65_536)
+        ]
+    )
+    return table.take(np.sort(np.argsort(hashes, kind="stable")[:most]))
 
 
 def _scored(select: Path, score: Path) -> pa.Table:

@@ -13,9 +13,10 @@ from typing import Any
 from cathpc import __version__
 from cathpc.progress import duration
 from cathpc.record import unit_hash
-from cathpc.report.figures import Picture, fidelity_rows
 from cathpc.report.gather import SAMPLE_SEED, Facts
 from cathpc.report.html import percent, words
+from cathpc.report.measures import fidelity_rows
+from cathpc.report.picture import Picture
 from cathpc.report.tables import Table, first_user, is_number, label, table
 
 METHODS = (

@@ -8,9 +8,10 @@ from typing import Any
 from cathpc import __version__
 from cathpc.progress import duration
 from cathpc.report import data_part, model_part
-from cathpc.report.figures import Picture, column, fidelity_rows
 from cathpc.report.gather import Facts
 from cathpc.report.html import number, percent
+from cathpc.report.measures import column, fidelity_rows
+from cathpc.report.picture import Picture
 
 
 def page(facts: Facts, pictures: Mapping[str, Picture], *, name: str, title: str) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def page(facts: Facts, pictures: Mapping[str, Picture], *, name: str, title: str
         "flow": data_part.flow(facts),
         "population": data_part.population(facts),
         "lengths": data_part.lengths(facts, pictures),
-        "models": data_part.models(facts),
+        "models": data_part.models(facts, pictures),
         "cards": data_part.cards(facts),
         "training": model_part.training(facts, pictures),
         "fidelity": model_part.fidelity(facts),

@@ -81,14 +81,15 @@ def test_nothing_is_loaded_from_outside(page: Page) -> None:
 def test_every_figure_is_there_with_an_alternative_text(page: Page) -> None:
     figures = {attrs["id"] for attrs in page.all("figure")}
     curves = {f"train-{name}" for name in ("loss", "lr", "norm", "speed")}
-    others = {"flow", "population", "length-reasoning", "length-health", "reliability", "fidelity", "time"}
-    assert figures == {f"figure-{name}" for name in curves | others}
+    planes = {"population", "population-components", "score-length-contrast", "score-length-perplexity"}
+    others = {"flow", "flow-sources", "length-reasoning", "length-health", "reliability", "fidelity", "time"}
+    assert figures == {f"figure-{name}" for name in curves | planes | others}
     assert all(len(attrs["alt"]) > 40 for attrs in page.all("img"))
 
 
 def test_embedded_svg_holds_no_script_and_no_outer_reference(page: Page) -> None:
     texts = [base64.b64decode(a["src"].partition(",")[2]) for a in page.all("img") if "svg" in a["src"][:30]]
-    assert len(texts) == 10
+    assert len(texts) == 11
     for text in texts:
         assert b"<script" not in text
         assert all(ref.startswith(b"#") for ref in re.findall(rb'(?:xlink:)?href="([^"]*)"', text))
@@ -98,6 +99,15 @@ def test_markup_inside_records_is_shown_as_text(run: tuple[Path, dict[str, Path]
     text = (run[0] / "report.html").read_text()
     assert report_fixture.ATTACK not in text
     assert report_fixture.ATTACK in page.text
+
+
+def test_the_nearest_record_that_a_rule_dropped_is_named_for_explain(
+    run: tuple[Path, dict[str, Path]], page: Page
+) -> None:
+    scored = gather(run[1], examples=1).scored.to_pylist()
+    dropped = [row for row in scored if row["rule"] == "refusal"]
+    nearest = min(dropped, key=lambda row: row["value"] - row["threshold"])
+    assert nearest["id"] in page.text
 
 
 def test_figures_on_the_page_are_those_of_the_run(run: tuple[Path, dict[str, Path]], page: Page) -> None:

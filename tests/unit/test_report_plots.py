@@ -12,82 +12,64 @@ from matplotlib.figure import Figure
 
 from cathpc.progress import duration
 from cathpc.report import plots
+from cathpc.report.plots import Bar
+from cathpc.report.style import STYLE
 
 
 @pytest.fixture
 def axes() -> Iterator[Axes]:
-    with rc_context(plots.STYLE):
+    with rc_context(STYLE):
         figure = Figure(layout="constrained")
         yield figure.add_subplot()
         figure.draw_without_rendering()
 
 
-def vertical_lines(axes: Axes) -> list[float]:
-    return [
-        line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1 and line.get_linestyle() == "--"
-    ]
+def rows_and_mix(*taken: tuple[str, int], entered: int = 100) -> list[Bar]:
+    kept = entered - sum(count for _, count in taken)
+    return [Bar("read", entered, taken=False), *(Bar(*drop) for drop in taken), Bar("kept", kept, taken=False)]
 
 
 def test_waterfall_hangs_each_drop_where_the_one_before_ended(axes: Axes) -> None:
-    plots.flow_waterfall(axes, entered=100, drops=[("language", 10), ("refusal", 30), ("quality", 20)], kept=40)
-    bars = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
-    assert bars == [(0, 100), (90, 10), (60, 30), (40, 20), (0, 40)]
-    assert [t.get_text() for t in axes.get_yticklabels()] == ["pulled", "language", "refusal", "quality", "kept"]
+    plots.waterfall(axes, rows_and_mix(("language", 10), ("refusal", 30), ("quality", 20)))
+    bars = [(bar.get_x(), bar.get_width(), bool(bar.get_hatch())) for bar in axes.patches]
+    assert bars == [(0, 100, False), (90, 10, True), (60, 30, True), (40, 20, True), (0, 40, False)]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["read", "language", "refusal", "quality", "kept"]
+    assert [t.get_text() for t in axes.texts] == ["100", "−10", "−30", "−20", "40 (40%)"]
 
 
-def test_waterfall_without_drops_has_two_bars(axes: Axes) -> None:
-    plots.flow_waterfall(axes, entered=7, drops=[], kept=7)
+def test_waterfall_without_drops_has_two_bars_and_one_that_keeps_nothing_has_none_at_its_end(axes: Axes) -> None:
+    plots.waterfall(axes, rows_and_mix(entered=7))
     assert [bar.get_width() for bar in axes.patches] == [7, 7]
+    plots.waterfall(other := Figure().add_subplot(), rows_and_mix(("quota", 100)))
+    assert [bar.get_width() for bar in other.patches] == [100, 100]
 
 
-def plane(quality: list[float], **changed: object) -> tuple[Axes, Axes, Axes]:
-    figure = Figure(layout="constrained")
-    grid = figure.add_gridspec(2, 2)
-    main = figure.add_subplot(grid[1, 0])
-    top, right = figure.add_subplot(grid[0, 0], sharex=main), figure.add_subplot(grid[1, 1], sharey=main)
-    options = {
-        "refusal": [0.01, 0.5, 0.9, 0.0], "component": ["general", "general", "health", "health"],
-        "kept": [True, False, False, True], "refusal_max": 0.2, "quality_cuts": {"general": 0.1, "health": 0.2},
-        "quality_name": "contrast",
-    }  # fmt: skip
-    plots.population_plane(main, top, right, quality=quality, **(options | changed))  # type: ignore[arg-type]
-    figure.draw_without_rendering()
-    return main, top, right
+def test_waterfall_of_shares_is_in_percent_of_the_first_bar(axes: Axes) -> None:
+    plots.waterfall(axes, rows_and_mix(("duplicate", 50), ("nothing", 0), entered=200), share=True)
+    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(0, 100), (75, 25), (0, 75)]
+    assert not axes.texts and len(axes.get_yticklabels()) == 4
 
 
-def test_plane_draws_every_record_once_and_the_cuts() -> None:
-    main, _, _ = plane([0.3, 0.2, -0.1, 0.4])
-    points = np.concatenate([np.asarray(c.get_offsets()) for c in main.collections])
-    assert len(points) == 4
-    assert points[:, 0].min() == pytest.approx(0.001)  # a score of 0 has no logit: it is drawn on the rim
-    assert vertical_lines(main) == [0.2]
-    assert sorted(line.get_ydata()[0] for line in main.lines if line.get_xdata()[0] == 0) == [0.1, 0.2]
+def test_waterfall_whose_totals_do_not_add_up_is_a_bug(axes: Axes) -> None:
+    with pytest.raises(AssertionError, match="kept is 60, the bars above it leave 70"):
+        plots.waterfall(axes, [Bar("read", 100, taken=False), Bar("refusal", 30), Bar("kept", 60, taken=False)])
 
 
-def test_plane_of_one_record_and_of_none_is_drawn() -> None:
-    main, _, _ = plane([0.3], refusal=[0.1], component=["other"], kept=[True], refusal_max=None, quality_cuts={})
-    assert len(main.collections[0].get_offsets()) == 1 and not vertical_lines(main)
-    main, _, _ = plane([], refusal=[], component=[], kept=[], quality_cuts={})
-    assert not main.collections
+def test_reliability_shows_the_bins_of_equal_mass_and_the_cut() -> None:
+    main, counts = Figure().subplots(2, sharex=True)
+    label, probability = [0, 0, 1, 1] * 5, [0.1, 0.2, 0.8, 0.9] * 5
+    plots.reliability(main, counts, label=label, probability=probability, cutoff=0.2)
+    dots = main.containers[0].lines[0]
+    assert np.asarray(dots.get_xdata()) == pytest.approx([0.1, 0.1, 0.15, 0.2, 0.2, 0.8, 0.8, 0.85, 0.9, 0.9])
+    assert list(dots.get_ydata()) == [0] * 5 + [1] * 5
+    assert [line.get_xdata()[0] for line in main.lines if line.get_linestyle() == ":"] == [0.2]
+    assert counts.get_yscale() == "log"
 
 
-def test_length_histogram_counts_every_record_and_marks_the_threshold(axes: Axes) -> None:
-    plots.answer_lengths(axes, kept=[60, 70, 500], dropped=[5, 40], threshold=50)
-    assert sum(bar.get_height() for bar in axes.patches) == 5
-    assert vertical_lines(axes) == [50]
-
-
-def test_reliability_bins_hold_means_and_counts() -> None:
-    predicted, observed, count = plots.reliability_bins([0, 1, 1, 1], [0.05, 0.08, 0.95, 1.0], bins=10)
-    assert predicted == pytest.approx([0.065, 0.975])
-    assert observed == pytest.approx([0.5, 1.0])
-    assert count.tolist() == [2, 2]
-
-
-def test_reliability_curve_goes_through_its_bins(axes: Axes) -> None:
-    plots.reliability(axes, label=[0, 0, 1, 1], probability=[0.1, 0.2, 0.8, 0.9], bins=2)
-    curve = next(line for line in axes.lines if line.get_marker() == "o")
-    assert np.asarray(curve.get_xydata()) == pytest.approx(np.array([[0.15, 0.0], [0.85, 1.0]]))
+def test_auroc_draws_each_score_that_a_generator_has(axes: Axes) -> None:
+    plots.auroc(axes, [("vicuna", {"contrast": 0.88, "length": 0.6}), ("alpaca", {"contrast": None, "length": 0.9})])
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == "None"}
+    assert drawn == {"contrast": [[0.88, 0]], "length": [[0.6, 0], [0.9, 1]]}
 
 
 def test_training_curve_marks_resumes_with_dotted_lines(axes: Axes) -> None:

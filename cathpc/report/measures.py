@@ -1,0 +1,86 @@
+"""Numbers of a run, taken from its `Facts`: counts by rule and source, cuts, columns as arrays.
+
+What figures and tables share, so that both say the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cathpc.data import filters
+from cathpc.report.gather import Facts
+
+
+def rule_counts(facts: Facts) -> list[tuple[str, int]]:
+    """Records dropped by each rule that dropped any, in the order in which the rules are applied."""
+    counted = {
+        row["values"]: row["counts"] for row in pc.value_counts(facts.scored["rule"]).to_pylist() if row["values"]
+    }
+    order = [*filters.NAMES, *sorted(counted.keys() - set(filters.NAMES))]
+    return [(rule, counted[rule]) for rule in order if rule in counted]
+
+
+def source_counts(facts: Facts) -> Counter[tuple[str, str]]:
+    """Scored records by source and by the rule that dropped them ('' for the kept ones)."""
+    table = facts.scored.group_by(["source", "rule"]).aggregate([([], "count_all")])
+    return Counter({(row["source"], row["rule"]): row["count_all"] for row in table.to_pylist()})
+
+
+def quality_cuts(facts: Facts) -> dict[str, float]:
+    """Threshold of the quality rule by component, as the verdicts hold it."""
+    table = facts.scored.filter(pc.equal(facts.scored["rule"], filters.QUALITY))
+    cuts = table.group_by("component").aggregate([("threshold", "max")])
+    return dict(zip(cuts["component"].to_pylist(), cuts["threshold_max"].to_pylist(), strict=True))
+
+
+def ok(table: pa.Table, facts: Facts) -> pa.Table:
+    """The rows that have a refusal score and a finite quality."""
+    quality = facts.config("select", "select")["quality"]
+    return table.filter(pc.and_kleene(pc.is_valid(table["refusal"]), pc.is_finite(table[quality])))
+
+
+def of_component(table: pa.Table, component: str) -> pa.Table:
+    """The rows of one component."""
+    return table.filter(pc.equal(table["component"], component))
+
+
+def fidelity_rows(fidelity: dict[str, Any]) -> list[tuple[str, dict[str, tuple[float, float, float]]]]:
+    """[(family, {model: (share, low, high)})], all families together first."""
+    models: dict[str, Any] = fidelity["models"]
+    families = sorted({family for model in models.values() for family in model["families"]})
+    rows = [("all", {name: _interval(model["all"]) for name, model in models.items()})]
+    for family in families:
+        found = {name: m["families"][family] for name, m in models.items() if family in m["families"]}
+        rows.append((family, {name: _interval(value) for name, value in found.items()}))
+    return rows
+
+
+def _interval(value: dict[str, float]) -> tuple[float, float, float]:
+    return value["share"], value["low"], value["high"]
+
+
+def column(steps: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of the rows that hold `key`."""
+    rows = [row for row in steps if row.get(key) is not None]
+    return [row["global_step"] for row in rows], [float(row[key]) for row in rows]
+
+
+def floats(values: pa.ChunkedArray) -> np.ndarray:
+    """An Arrow column as float64; null becomes NaN."""
+    return np.asarray(values.cast(pa.float64()).to_numpy(), dtype=float)
+
+
+def count(mask: pa.ChunkedArray) -> int:
+    """How many are true."""
+    return int(pc.sum(mask).as_py() or 0)
+
+
+def flags(values: pa.ChunkedArray) -> np.ndarray:
+    """An Arrow column of truth values as bool; null is False."""
+    return np.asarray(pc.fill_null(values, False).to_numpy(), dtype=bool)

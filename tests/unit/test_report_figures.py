@@ -1,0 +1,153 @@
+"""The figures of runs of every kind: one component, no refusals, nothing kept, nothing scored, very many records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from matplotlib import rc_context
+
+from cathpc.report import figures_flow, figures_scorers, figures_scores
+from cathpc.report.gather import Facts, gather
+from cathpc.report.measures import of_component
+from cathpc.report.picture import Picture
+from cathpc.report.style import STYLE
+from tests import report_fixture
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
+    return gather(report_fixture.build(tmp_path_factory.mktemp("run")), examples=1)
+
+
+def draw(facts: Facts, folder: Path, max_points: int = 6000) -> dict[str, Picture]:
+    with rc_context(STYLE):
+        pictures = {
+            **figures_flow.flow(facts, folder),
+            **figures_scores.population(facts, folder, max_points),
+            **figures_scores.lengths(facts, folder),
+            **figures_scores.scores_by_length(facts, folder, max_points),
+        }
+    for key, picture in pictures.items():
+        assert picture.png == folder / f"{key}.png" and (folder / f"{key}.svg").is_file()
+        for text in (picture.alt, picture.caption):
+            assert "nan" not in text.split() and "None" not in text and "–" not in text, f"{key}: {text}"
+    return pictures
+
+
+def changed(facts: Facts, **columns: pa.Array) -> Facts:
+    table = facts.scored
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), name, values)
+    return replace(facts, scored=table)
+
+
+def one_component(facts: Facts) -> Facts:
+    sources = {"health_set": facts.sources["health_set"]}
+    return replace(facts, scored=of_component(facts.scored, "health"), sources=sources)
+
+
+def no_refusals(facts: Facts) -> Facts:
+    return changed(facts, refusal=pc.if_else(pc.is_valid(facts.scored["refusal"]), 0.0, None).cast(pa.float64()))
+
+
+def nothing_kept(facts: Facts) -> Facts:
+    rule = pc.if_else(pc.equal(facts.scored["rule"], ""), "quota", facts.scored["rule"])
+    return changed(facts, kept=pa.array([False] * facts.scored.num_rows), rule=rule)
+
+
+def nothing_scored(facts: Facts) -> Facts:
+    nothing = pa.nulls(facts.scored.num_rows, pa.float64())
+    return changed(facts, refusal=nothing, contrast=nothing, perplexity=nothing, answer_tokens=nothing)
+
+
+def ten(facts: Facts) -> Facts:
+    scored = facts.scored.slice(0, 10)
+    counts = {row["values"]: row["counts"] for row in pc.value_counts(scored["source"]).to_pylist()}
+    sources = {n: {**seen, "kept": counts[n], "rows": counts[n] + 8} for n, seen in facts.sources.items()}
+    return replace(facts, scored=scored, sources=sources)
+
+
+EVERY = {
+    "flow", "flow-sources", "population", "population-components", "length-reasoning", "length-health",
+    "score-length-contrast", "score-length-perplexity",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        (one_component, {"flow-sources", "population-components", "length-reasoning"}),
+        (no_refusals, set()),
+        (nothing_kept, set()),
+        (nothing_scored, EVERY - {"flow", "flow-sources"}),
+        (ten, set()),
+    ],
+)
+def test_a_run_of_any_kind_has_the_figures_for_which_there_is_data(
+    facts: Facts, tmp_path: Path, change: Callable[[Facts], Facts], missing: set[str]
+) -> None:
+    assert set(draw(change(facts), tmp_path)) == EVERY - missing
+
+
+def test_files_stay_small_for_very_many_records(facts: Facts, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    count = 100_000
+    rows = rng.integers(0, facts.scored.num_rows, count)
+    many = facts.scored.take(pa.array(rows))
+    noise = {name: pa.array(rng.normal(0.1, 0.2, count)) for name in ("contrast",)}
+    noise |= {"id": pa.array([f"{i:016x}" for i in range(count)]), "refusal": pa.array(rng.beta(0.3, 3, count))}
+    draw(changed(replace(facts, scored=many), **noise), tmp_path, max_points=3000)
+    sizes = {path.name: path.stat().st_size / 1e3 for path in tmp_path.iterdir()}
+    assert len(sizes) == 16 and max(sizes.values()) < 500, sizes
+
+
+def test_a_waterfall_begins_with_the_rows_read_and_leaves_labelled_refusals_out(facts: Facts, tmp_path: Path) -> None:
+    labels = {"rows": 80, "kept": 80, "rejected": {}, "component": "refusal"}
+    with rc_context(STYLE):
+        pictures = figures_flow.flow(replace(facts, sources={**facts.sources, "labels": labels}), tmp_path)
+    kept = pc.sum(facts.scored["kept"]).as_py()
+    assert f"432 rows read, {kept} records kept" in pictures["flow"].alt  # 400 scored, 8 set aside of each source
+    assert "duplicate 24" in pictures["flow"].alt and "labels" not in pictures["flow-sources"].alt
+
+
+def test_sources_beyond_the_panels_share_the_last_one(facts: Facts, tmp_path: Path) -> None:
+    seen = next(iter(facts.sources.values()))
+    more = {f"small_{i}": {**seen, "rows": 8, "kept": 0} for i in range(20)}
+    with rc_context(STYLE):
+        pictures = figures_flow.flow(replace(facts, sources={**facts.sources, **more}), tmp_path)
+    alt = pictures["flow-sources"].alt
+    assert "13 others: 0% of 104 rows kept" in alt and alt.count("rows kept") == figures_flow.PANELS
+
+
+def test_rank_correlation_with_the_length_is_told(facts: Facts, tmp_path: Path) -> None:
+    tokens = facts.scored["answer_tokens"]
+    every = changed(facts, contrast=pc.negate(tokens.cast(pa.float64())))
+    with rc_context(STYLE):
+        pictures = figures_scores.scores_by_length(every, tmp_path, 500)
+    assert pictures["score-length-contrast"].alt.count("ρ = −1.00") == 4
+    assert "ρ =" not in pictures["score-length-perplexity"].alt, "equal values have no rank correlation"
+
+
+def test_generators_are_shown_with_every_score(tmp_path: Path) -> None:
+    with rc_context(STYLE):
+        assert figures_scorers.generators([], tmp_path) == {}
+        pictures = figures_scorers.generators([("vicuna", {"contrast": 0.88, "length": None})], tmp_path)
+    assert "vicuna: contrast 0.88, length –" in pictures["auroc"].alt
+
+
+def test_calibration_names_the_error_and_its_interval_where_there_is_one(facts: Facts, tmp_path: Path) -> None:
+    with rc_context(STYLE):
+        plain = figures_scorers.reliability(facts, tmp_path)["reliability"]
+        manifest = facts.manifests["refusal"]
+        summary = {**manifest["summary"], "bands": {"ece": [0.03, 0.09]}}
+        told = replace(facts, manifests={**facts.manifests, "refusal": {**manifest, "summary": summary}})
+        banded = figures_scorers.reliability(told, tmp_path)["reliability"]
+        assert not figures_scorers.reliability(replace(facts, heldout=facts.heldout.slice(0, 0)), tmp_path)
+    assert "calibration error is 0.041." in plain.caption
+    assert "calibration error is 0.041 (95% interval 0.03 to 0.09)." in banded.caption
