@@ -48,6 +48,11 @@ def test_cat70b_is_four_epochs_on_two_nodes_of_eight_a100_for_fourteen_days() ->
         ("+dataset.sources.general.licence=x", ["unknown key dataset.sources.general.licence", "license?"]),
         ("dataset.sources.nobody.license=x", ["there is no dataset.sources.nobody", "+dataset.sources={nobody: {"]),
         ("cluster.stages.scores.cpus=4", ["unknown key cluster.stages.scores", "cluster.stages.score?", "evaluate"]),
+        ("cluster.stages.scores={cpus: 4}", ["unknown key cluster.stages.scores", "cluster.stages.score?"]),
+        ("select.quotas.helth=9", ["unknown key select.quotas.helth", "Did you mean select.quotas.health?", "science"]),
+        ("select.quotas={helth: 9}", ["unknown key select.quotas.helth", "Did you mean select.quotas.health?"]),
+        ("select.quotas.refusal=9", ["unknown key select.quotas.refusal", "roleplay"]),
+        ("select.quotas.health=-1", ["select.quotas.health is -1", "or 0 for all"]),
         ("cluster.stages.score.mem=2", ["unknown key cluster.stages.score.mem", "cluster.stages.score.mem_gb?"]),
         ("cluster.stages.score.mem_gb=much", ["cluster.stages.score.mem_gb", "much", "Float"]),
         ("trian.lr=1", ["unknown key trian", "Did you mean train?"]),
@@ -144,3 +149,17 @@ def test_what_one_stage_asks_for_is_a_key_like_others(override: str) -> None:
     assert stages["score"] == JobConfig(mem_gb=2)
     assert sorted(stages) == ["cards", "pull", "score"], "those of the site's file, and no empty ones"
     assert stages["pull"].mem_gb == 128
+
+
+@pytest.mark.parametrize("override", ["select.quotas.health=50000", "select.quotas={health: 50000}"])
+def test_a_quota_is_a_key_like_others(override: str) -> None:
+    assert compose(["+experiment=demo", override]).select.quotas == {"health": 50000}, "and none that nobody set"
+    quotas = compose(["+experiment=cat70b"]).select.quotas
+    assert compose(["+experiment=cat70b", override]).select.quotas == {**quotas, "health": 50000}
+
+
+def test_a_quota_of_zero_is_none_and_changes_no_identity() -> None:
+    assert "health" not in compose(["+experiment=cat70b", "select.quotas.health=0"]).select.quotas
+    plain = compose(["+experiment=demo"])
+    assert plain.select.quotas == {}
+    assert identity(compose(["+experiment=demo", "select.quotas.science=0"])) == identity(plain)
