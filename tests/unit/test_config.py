@@ -8,8 +8,11 @@ import pytest
 
 from cathpc import config as cfg
 from cathpc.config import SECTIONS, as_plain, choices, compose, expand, from_plain, only, run_name
+from cathpc.data.config import MIX
+from cathpc.data.sources import check
 from cathpc.dispatch.config import JobConfig
 from cathpc.errors import UserError
+from cathpc.models.gpt import matches
 from cathpc.schema import identity
 
 
@@ -37,6 +40,18 @@ def test_cat70b_is_four_epochs_on_two_nodes_of_eight_a100_for_fourteen_days() ->
     assert config.cluster.timeout_min == 14 * 24 * 60
     assert config.train.attention.name == "flash"
     assert all(source.hub for source in config.dataset.sources.values())
+
+
+def test_the_mix_of_cat70b_feeds_every_component_and_both_gpts() -> None:
+    config = compose(["+experiment=cat70b"])
+    for key, source in config.dataset.sources.items():
+        check(key, source)
+    assert {source.component.name for source in config.dataset.sources.values()} == {*MIX, "refusal"}
+    named = [s for s in config.dataset.sources.values() if s.generator and s.component.name in MIX]
+    reference = [s for s in named if matches(s.generator, config.gpt.reference_generators)]
+    assert {s.component.name for s in reference} >= {"general", "reasoning", "health", "roleplay"}
+    pool = {s.generator for s in named if s not in reference}
+    assert len(pool) >= 3, "one other writer would make the pool GPT a detector of that writer"
 
 
 @pytest.mark.parametrize(
