@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cathpc.config import Config, choices
-from cathpc.data.config import Component
+from cathpc.data.config import MIX
 from cathpc.dispatch.config import ClusterKind, faults_of
 from cathpc.errors import UserError
 from cathpc.pipeline import BY_NAME
@@ -126,9 +126,10 @@ def check(config: Config) -> None:
         if not value:
             faults.append(f"{key} is empty: give a Hub id (org/name), a folder (./model), package:NAME or random:KIND")
     for name, most in config.select.quotas.items():
-        if name not in Component.__members__ or most < 1:
-            valid = ", ".join(c.name for c in Component if c is not Component.refusal)
-            faults.append(f"select.quotas.{name} is {most}: a component ({valid}) and a number greater than 0")
+        if name not in MIX or most < 0:
+            faults.append(
+                f"select.quotas.{name} is {most}: a component ({', '.join(MIX)}) and a number of records, or 0 for all"
+            )
     if not config.dataset.sources:
         faults.append(f"dataset.sources is empty: choose one with dataset=NAME. Valid: {', '.join(choices('dataset'))}")
     train, cluster = config.train, config.cluster

@@ -12,14 +12,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from cathpc.cards.config import CardsConfig
-from cathpc.data.config import DatasetConfig, PackConfig, SelectConfig
+from cathpc.data.config import MIX, DatasetConfig, PackConfig, SelectConfig
 from cathpc.dispatch.config import ClusterConfig, JobConfig
 from cathpc.errors import UserError
 from cathpc.evaluate.config import EvaluateConfig
@@ -72,6 +72,8 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
+_NAMED: dict[str, tuple[str, ...]] = {"cluster.stages": tuple(BY_NAME), "select.quotas": MIX}
+"""Mappings whose keys are known: they are there before anything is composed, for overrides to find."""
 SECTIONS = tuple(f.name for f in fields(Config) if f.name not in ("name", "dry_run"))
 
 
@@ -118,8 +120,9 @@ def _hydra() -> Iterator[Callable[..., Any]]:
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
 
-    stages = {name: JobConfig() for name in BY_NAME}  # so that cluster.stages.score.cpus=4 finds its key
-    ConfigStore.instance().store(name="schema", node=Config(cluster=ClusterConfig(stages=stages)))
+    cluster = ClusterConfig(stages={name: JobConfig() for name in _NAMED["cluster.stages"]})
+    select = SelectConfig(quotas=dict.fromkeys(_NAMED["select.quotas"], 0))
+    ConfigStore.instance().store(name="schema", node=Config(cluster=cluster, select=select))
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         yield compose
@@ -161,6 +164,7 @@ def compose(overrides: list[str]) -> Config:
     config.cluster.stages = {name: own for name, own in config.cluster.stages.items() if own != JobConfig()}
     if config.train.resume_from:  # a job runs in another folder, and one training has one fingerprint
         config.train.resume_from = str(Path(config.train.resume_from).absolute())
+    config.select.quotas = {name: most for name, most in config.select.quotas.items() if most}
     return config
 
 
@@ -260,7 +264,8 @@ def _explain(error: Exception) -> str:
     full_key = re.search(r"full_key: (\S+)", whole)
     unknown = re.search(r"Key '([^']+)' (?:is )?not in", whole)
     if unknown or (overridden and "not in struct" in whole):
-        return _locate(overridden.group(1) if overridden else full_key.group(1) if full_key else "", whole)
+        keys = [found.group(1) for found in (overridden, full_key) if found]
+        return _locate(max(keys, key=len, default=""), whole)  # select.quotas={x: 1} is select.quotas, then ...x
     override = getattr(error, "override", None)  # what did not parse
     if override:
         return f"the override {override!r} does not parse: {whole.splitlines()[0]}. Quote text with special characters"
@@ -279,6 +284,9 @@ def _locate(key: str, otherwise: str) -> str:
         if part not in hints:
             return _unknown_key(".".join(parts[: number + 1]), part, hints) if hints else otherwise.splitlines()[0]
         schema = hints[part]
+        known = _NAMED.get(".".join(parts[: number + 1]))
+        if known and number + 1 < len(parts) and parts[number + 1] not in known:
+            return _unknown_key(".".join(parts[: number + 2]), parts[number + 1], known)
         if get_origin(schema) is dict:  # the next part is a name of the user's, such as that of a source
             return otherwise.splitlines()[0] if number + 2 >= len(parts) else _locate_in(schema, parts, number)
     return otherwise.splitlines()[0]
@@ -289,12 +297,10 @@ def _locate_in(schema: Any, parts: list[str], number: int) -> str:
     if parts[number + 2] not in hints:
         return _unknown_key(".".join(parts), parts[number + 2], hints)
     parent, name = ".".join(parts[: number + 1]), parts[number + 1]
-    if parent == "cluster.stages":
-        return _unknown_key(f"{parent}.{name}", name, dict(BY_NAME))
     return f"there is no {parent}.{name}. A new one is added whole: +{parent}={{{name}: {{KEY: VALUE, ...}}}}"
 
 
-def _unknown_key(path: str, key: str, hints: dict[str, Any]) -> str:
+def _unknown_key(path: str, key: str, hints: Collection[str]) -> str:
     near = difflib.get_close_matches(key, hints, 1)
     parent = path.rpartition(".")[0]
     hint = f" Did you mean {f'{parent}.{near[0]}'.lstrip('.')}?" if near else ""

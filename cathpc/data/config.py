@@ -40,6 +40,10 @@ class Component(Enum):
     """Labelled refusals: they train the refusal classifier and never reach the mix."""
 
 
+MIX = tuple(component.name for component in Component if component is not Component.refusal)
+"""The components that reach the mix."""
+
+
 @dataclass
 class SourceConfig:
     """One source of records: a local file under `dataset.root` or a dataset of the Hub."""
@@ -114,8 +118,7 @@ class SelectConfig:
     drop_quality: float = 0.3
     """Share of each component, the worst by quality, that is dropped of what the rules above left."""
     quotas: dict[str, int] = field(default_factory=dict)
-    """Component -> the most records of it that are kept, chosen by a hash of their ids. On the command line:
-    '+select.quotas={health: 50000}'."""
+    """Component -> the most records of it that are kept, chosen by a hash of their ids; 0 is all."""
     max_records: int | None = None
     """Keep at most this many, in equal shares by component, chosen by a hash of their ids."""
 

@@ -167,7 +167,7 @@ def _compare(settings: SelectConfig, table: Table) -> dict[str, dict[str, float]
     if not settings.max_records and not settings.quotas:
         return cuts
     passed = {name: left(component) for component, name in enumerate(table.components)}
-    shares = {name: min(len(rows), settings.quotas.get(name, len(rows))) for name, rows in passed.items()}
+    shares = {name: min(len(rows), settings.quotas.get(name) or len(rows)) for name, rows in passed.items()}
     if settings.max_records:
         shares = filters.quotas(shares, settings.max_records)
     for name, rows in passed.items():

@@ -8,8 +8,11 @@ import pytest
 
 from cathpc import config as cfg
 from cathpc.config import SECTIONS, as_plain, choices, compose, expand, from_plain, only, run_name
+from cathpc.data.config import MIX
+from cathpc.data.sources import check
 from cathpc.dispatch.config import JobConfig
 from cathpc.errors import UserError
+from cathpc.models.gpt import matches
 from cathpc.schema import identity
 
 
@@ -39,6 +42,18 @@ def test_cat70b_is_four_epochs_on_two_nodes_of_eight_a100_for_fourteen_days() ->
     assert all(source.hub for source in config.dataset.sources.values())
 
 
+def test_the_mix_of_cat70b_feeds_every_component_and_both_gpts() -> None:
+    config = compose(["+experiment=cat70b"])
+    for key, source in config.dataset.sources.items():
+        check(key, source)
+    assert {source.component.name for source in config.dataset.sources.values()} == {*MIX, "refusal"}
+    named = [s for s in config.dataset.sources.values() if s.generator and s.component.name in MIX]
+    reference = [s for s in named if matches(s.generator, config.gpt.reference_generators)]
+    assert {s.component.name for s in reference} >= {"general", "reasoning", "health", "roleplay"}
+    pool = {s.generator for s in named if s not in reference}
+    assert len(pool) >= 3, "one other writer would make the pool GPT a detector of that writer"
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -48,6 +63,11 @@ def test_cat70b_is_four_epochs_on_two_nodes_of_eight_a100_for_fourteen_days() ->
         ("+dataset.sources.general.licence=x", ["unknown key dataset.sources.general.licence", "license?"]),
         ("dataset.sources.nobody.license=x", ["there is no dataset.sources.nobody", "+dataset.sources={nobody: {"]),
         ("cluster.stages.scores.cpus=4", ["unknown key cluster.stages.scores", "cluster.stages.score?", "evaluate"]),
+        ("cluster.stages.scores={cpus: 4}", ["unknown key cluster.stages.scores", "cluster.stages.score?"]),
+        ("select.quotas.helth=9", ["unknown key select.quotas.helth", "Did you mean select.quotas.health?", "science"]),
+        ("select.quotas={helth: 9}", ["unknown key select.quotas.helth", "Did you mean select.quotas.health?"]),
+        ("select.quotas.refusal=9", ["unknown key select.quotas.refusal", "roleplay"]),
+        ("select.quotas.health=-1", ["select.quotas.health is -1", "or 0 for all"]),
         ("cluster.stages.score.mem=2", ["unknown key cluster.stages.score.mem", "cluster.stages.score.mem_gb?"]),
         ("cluster.stages.score.mem_gb=much", ["cluster.stages.score.mem_gb", "much", "Float"]),
         ("trian.lr=1", ["unknown key trian", "Did you mean train?"]),
@@ -158,3 +178,17 @@ def test_no_rule_of_selection_may_want_what_was_not_scored() -> None:
         with pytest.raises(UserError, match=rf"make select.{key} as strict, or loosen score.{key}"):
             compose(["+experiment=demo", override])
     assert compose(["+experiment=demo", "score.min_answer_tokens=10", "score.languages=[en,fi]"]).score.languages
+
+
+@pytest.mark.parametrize("override", ["select.quotas.health=50000", "select.quotas={health: 50000}"])
+def test_a_quota_is_a_key_like_others(override: str) -> None:
+    assert compose(["+experiment=demo", override]).select.quotas == {"health": 50000}, "and none that nobody set"
+    quotas = compose(["+experiment=cat70b"]).select.quotas
+    assert compose(["+experiment=cat70b", override]).select.quotas == {**quotas, "health": 50000}
+
+
+def test_a_quota_of_zero_is_none_and_changes_no_identity() -> None:
+    assert "health" not in compose(["+experiment=cat70b", "select.quotas.health=0"]).select.quotas
+    plain = compose(["+experiment=demo"])
+    assert plain.select.quotas == {}
+    assert identity(compose(["+experiment=demo", "select.quotas.science=0"])) == identity(plain)
