@@ -17,7 +17,7 @@ from cathpc.data import filters
 from cathpc.report import auroc
 from cathpc.report.gather import Facts
 from cathpc.report.html import number, percent, words
-from cathpc.report.measures import floats, of_component, ok, quality_cuts, rule_counts, source_counts
+from cathpc.report.measures import floats, judgements, of_component, ok, quality_cuts, rule_counts, source_counts
 from cathpc.report.picture import Picture
 from cathpc.report.style import in_order
 from cathpc.report.tables import LABELS, first_user, label, table
@@ -160,8 +160,7 @@ def models(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     rows.append(["generators", *(", ".join(summary["generators"]) for _, summary in gpts)])
     shown = {k: v for k, v in facts.summary("refusal").items() if k != "line"}
     judged = [
-        [r.generator, r.answers, r.contrast, r.equal_length, r.pairs, r.perplexity, r.length]
-        for r in auroc.table(_answers(facts))
+        [r.generator, r.answers, r.contrast, r.equal_length, r.pairs, r.perplexity, r.length] for r in judgements(facts)
     ]
     return {
         "text": (
@@ -180,18 +179,6 @@ def models(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
             table("Refusal classifier on held-out answers", ["", "value"], [[label(k), v] for k, v in shown.items()]),
         ],
     }
-
-
-def _answers(facts: Facts) -> auroc.Answers:
-    held = facts.answers_heldout
-    return auroc.Answers(
-        generator=np.asarray(held["generator"].to_pylist(), object),
-        component=np.asarray(held["component"].to_pylist(), object),
-        reference=np.asarray(held["reference"].to_pylist(), bool),
-        contrast=floats(held["contrast"]),
-        perplexity=floats(held["perplexity"]),
-        tokens=floats(held["answer_tokens"]),
-    )
 
 
 def cards(facts: Facts) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cathpc.report import plots
+from cathpc.report import auroc, plots
 from cathpc.report.gather import Facts
 from cathpc.report.html import number
 from cathpc.report.measures import floats
@@ -42,10 +42,22 @@ def reliability(facts: Facts, folder: Path) -> dict[str, Picture]:
     return {"reliability": save(figure, folder, "reliability", alt, caption)}
 
 
-def generators(rows: Sequence[tuple[str, dict[str, float | None]]], folder: Path) -> dict[str, Picture]:
-    """How well each score tells the reference's answers from each generator's: (generator, {score: AUROC})."""
-    if not rows:
+def generators(judged: Sequence[auroc.Row], folder: Path) -> dict[str, Picture]:
+    """How well each score tells the reference's answers from each generator's."""
+    if not judged:
         return {}
+    rows = [
+        (
+            row.generator,
+            {
+                "contrast": row.contrast,
+                "contrast at equal length": row.equal_length,
+                "perplexity": row.perplexity,
+                "length": row.length,
+            },
+        )
+        for row in judged
+    ]
     figure = canvas("Telling the reference's answers apart", 1.6 + 0.3 * len(rows))
     plots.auroc(figure.add_subplot(), rows)
     said = "; ".join(

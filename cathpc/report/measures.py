@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cathpc.data import filters
+from cathpc.report import auroc
 from cathpc.report.gather import Facts
 
 
@@ -37,6 +38,20 @@ def quality_cuts(facts: Facts) -> dict[str, float]:
     table = facts.scored.filter(pc.equal(facts.scored["rule"], filters.QUALITY))
     cuts = table.group_by("component").aggregate([("threshold", "max")])
     return dict(zip(cuts["component"].to_pylist(), cuts["threshold_max"].to_pylist(), strict=True))
+
+
+def judgements(facts: Facts) -> list[auroc.Row]:
+    """How well each score tells the reference's answers from each generator's, on held-out prompts."""
+    held = facts.answers_heldout
+    answers = auroc.Answers(
+        generator=np.asarray(held["generator"].to_pylist(), object),
+        component=np.asarray(held["component"].to_pylist(), object),
+        reference=np.asarray(held["reference"].to_pylist(), bool),
+        contrast=floats(held["contrast"]),
+        perplexity=floats(held["perplexity"]),
+        tokens=floats(held["answer_tokens"]),
+    )
+    return auroc.table(answers)
 
 
 def ok(table: pa.Table, facts: Facts) -> pa.Table:

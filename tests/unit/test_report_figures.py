@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pytest
 from matplotlib import rc_context
 
-from cathpc.report import figures_flow, figures_scorers, figures_scores
+from cathpc.report import auroc, figures_flow, figures_scorers, figures_scores
 from cathpc.report.gather import Facts, gather
 from cathpc.report.measures import of_component
 from cathpc.report.picture import Picture
@@ -137,8 +137,9 @@ def test_rank_correlation_with_the_length_is_told(facts: Facts, tmp_path: Path) 
 def test_generators_are_shown_with_every_score(tmp_path: Path) -> None:
     with rc_context(STYLE):
         assert figures_scorers.generators([], tmp_path) == {}
-        pictures = figures_scorers.generators([("vicuna", {"contrast": 0.88, "length": None})], tmp_path)
-    assert "vicuna: contrast 0.88, length –" in pictures["auroc"].alt
+        judged = auroc.Row("vicuna", 9, contrast=0.88, equal_length=None, pairs=0, perplexity=0.3, length=0.6)
+        pictures = figures_scorers.generators([judged], tmp_path)
+    assert "vicuna: contrast 0.88, contrast at equal length –, perplexity 0.3, length 0.6" in pictures["auroc"].alt
 
 
 def test_calibration_names_the_error_and_its_interval_where_there_is_one(facts: Facts, tmp_path: Path) -> None:
