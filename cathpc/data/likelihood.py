@@ -67,7 +67,7 @@ class ScoringModels:
             template=template,
             reference=_load(reference / "model", config.dtype),
             pool=_load(pool / "model", config.dtype),
-            refusal=RefusalModel.load(refusal / "model"),
+            refusal=RefusalModel.load(refusal / "model", getattr(torch, config.dtype.value)),
             lexicon=lexicon,
             window=config.window,
             batch_tokens=config.batch_tokens,

@@ -24,7 +24,7 @@ CUTOFFS = np.linspace(0.01, 0.99, 99)
 
 
 def scaling(logits: Floats, truth: Flags) -> tuple[float, float]:
-    """(T, b) such that sigmoid(logit / T + b) is calibrated: Platt (1999) with his smoothed targets, by Newton's method.
+    """(T, b) for which sigmoid(logit / T + b) is calibrated: Platt (1999) with his smoothed targets, by Newton's method.
 
     Rows without a finite logit are left out. (1, 0) where there are fewer than eight rows or one class only.
     """
@@ -34,16 +34,25 @@ def scaling(logits: Floats, truth: Flags) -> tuple[float, float]:
     if positive + negative < 8 or not positive or not negative:
         return 1.0, 0.0
     target = np.where(y, (positive + 1) / (positive + 2), 1 / (negative + 2))
-    design = np.stack([x, np.ones_like(x)], axis=1)
-    weights = np.array([1.0, 0.0])
+    spread = float(max(x.std(), 1e-12))
+    design = np.stack([x / spread, np.ones_like(x)], axis=1)
+
+    def loss(weights: Floats) -> float:
+        z = design @ weights
+        return float((np.logaddexp(0, z) - target * z).mean())
+
+    weights = np.zeros(2)
     for _ in range(100):
         guess = sigmoid(design @ weights)
-        gradient = design.T @ (guess - target)
-        curvature = (design * (guess * (1 - guess))[:, None]).T @ design + 1e-9 * np.eye(2)
+        gradient = design.T @ (guess - target) / len(x)
+        curvature = (design * (guess * (1 - guess))[:, None]).T @ design / len(x) + 1e-12 * np.eye(2)
         step = np.linalg.solve(curvature, gradient)
-        weights -= step * min(1.0, 2.0 / max(np.abs(step).max(), 1e-12))  # damped: far off, Newton's steps overshoot
-        if np.abs(step).max() < 1e-10:
+        while loss(weights - step) > loss(weights) and np.abs(step).max() > 1e-12:
+            step /= 2
+        weights = weights - step
+        if np.abs(step).max() < 1e-9:
             break
+    weights[0] /= spread
     slope = float(np.clip(weights[0], 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]))
     return 1 / slope, float(weights[1])
 
@@ -91,7 +100,7 @@ def bands(truth: Flags, probabilities: Floats, keys: Sequence[str], cutoff: floa
 def bootstrap(
     figures: Callable[[NDArray[np.int64]], Sequence[float]], keys: Sequence[str], resamples: int = RESAMPLES
 ) -> Floats:
-    """`figures` of the rows of resampled groups of equal `keys` (Field and Welsh 2007): float64 [resamples, figures]."""
+    """`figures` of the rows of resampled groups of equal `keys` (Field, Welsh 2007): float64 [resamples, figures]."""
     _, group = np.unique(np.asarray(keys), return_inverse=True)
     members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
     rng = np.random.default_rng(0)

@@ -85,9 +85,9 @@ class RefusalConfig:
     """Named like `model.base`; an encoder such as 'bert-base-uncased'."""
     max_len: int = 256
     """Tokens of a window, prompt included; a longer answer is read in windows that overlap."""
-    prompt_len: int = 48
+    prompt_len: int = 40
     """Tokens of the prompt that stand before each window, at most a quarter of it."""
-    epochs: int = 4
+    epochs: int = 3
     batch_size: int = 16
     lr: float = 5e-5
     folds: int = 3
@@ -96,7 +96,7 @@ class RefusalConfig:
     examples: str = ""
     """JSONL file of further answers to learn from (`prompt`, `answer`, `refuses`); '' is the one that ships with
     cathpc."""
-    unlabelled: int = 300
+    unlabelled: int = 200
     """Answers of the pulled records that are learnt from as non-refusals, where they do not look like refusals."""
     cutoff: float = 0.2
     """Where precision and recall are reported."""

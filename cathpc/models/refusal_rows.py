@@ -39,13 +39,15 @@ class Row:
 
 
 def labelled(path: Path) -> list[Row]:
-    """The labelled answers of `path` that have an answer and a label; a label above 0 is a refusal, whole or partial."""
+    """The rows of `path` that have an answer and a label; a label above 0 is a refusal, whole or partial."""
     rows = []
     for row in pq.read_table(path).to_pylist():
         messages = row["messages"] or []
         if (text := answer(messages)) and row["label"] is not None:
             rows.append(
-                Row(row["id"], prompt_key(messages), _question(messages), text, row["label"] > 0, row["generator"] or "")
+                Row(
+                    row["id"], prompt_key(messages), _question(messages), text, row["label"] > 0, row["generator"] or ""
+                )
             )
     return rows
 

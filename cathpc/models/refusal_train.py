@@ -164,9 +164,12 @@ def crossfit(
             thresholds.append(float(sigmoid(classifier.logits(refusals)).mean()))
             return thresholds[-1]
 
-        fitted = fit(base, train, corpus, settings, threshold, lambda d, t, f=fold: report(f * t + d, t))  # type: ignore[misc]  # a lambda's default has no type
+        def told(done: int, steps: int, fold: int = fold) -> None:
+            report(fold * steps + done, steps)
+
+        fitted = fit(base, train, corpus, settings, threshold, told)
         logits[which == fold] = fitted.classifier.logits([(row.prompt, row.answer) for row in held])
-    return logits, float(np.mean(thresholds))
+    return logits, float(np.mean(thresholds)) if thresholds else 1.0
 
 
 def fit(
@@ -261,19 +264,16 @@ def _epoch(
     for row in changed:
         prompt = "" if chance(row, "prompt") < WITHOUT_PROMPT else row.prompt
         windows = classifier.windows(prompt, row.answer)
-        if row.refuses:
-            chosen = _strongest(classifier, windows)
-        else:  # none of them refuses, so any may be shown
-            chosen = windows[int(chance(row, "window") * len(windows))]
-        cut.append((chosen, row))
+        if windows and row.refuses:
+            cut.append((_strongest(classifier, windows), row))
+        elif windows:  # none of them refuses, so any may be shown
+            cut.append((windows[int(chance(row, "window") * len(windows))], row))
     size, batches = settings.batch_size, []
     for start in range(0, len(cut), 8 * size):
         block = sorted(cut[start : start + 8 * size], key=lambda one: len(one[0]))
         batches += [block[i : i + size] for i in range(0, len(block), size)]
     batches.sort(key=lambda batch: chance(batch[0][1], "batch"))
-    return [
-        _Batch([w for w, _ in b], [r.refuses for _, r in b], [shares[r.refuses] for _, r in b]) for b in batches
-    ]
+    return [_Batch([w for w, _ in b], [r.refuses for _, r in b], [shares[r.refuses] for _, r in b]) for b in batches]
 
 
 def _strongest(classifier: RefusalModel, windows: list[Window]) -> Window:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,15 +150,22 @@ def models(facts: Facts) -> dict[str, Any]:
         )
     ]
     rows.append(["generators", *(", ".join(summary["generators"]) for _, summary in gpts)])
-    shown = {k: v for k, v in facts.summary("refusal").items() if k != "line"}
+    refusal = facts.summary("refusal")
+    shown = [[label(k), v, _band(refusal["bands"].get(k))] for k, v in refusal.items() if k not in ("line", "bands")]
+    shown.append([label("best_cutoff"), None, _band(refusal["bands"]["best_cutoff"])])
     return {
         "text": (
             "No scoring model has seen the prompts that it is measured on. The reference GPT learns from the reference "
-            "generators alone, the pool GPT from all others; the refusal classifier from labelled answers."
+            "generators alone, the pool GPT from all others; the refusal classifier from labelled answers, each "
+            "judged here by a classifier that never saw its prompt."
         ),
         "tables": [
             table("GPTs: perplexity on held-out answers of their own side", ["", "reference", "pool"], rows),
-            table("Refusal classifier on held-out answers", ["", "value"], [[label(k), v] for k, v in shown.items()]),
+            table(
+                "Refusal classifier on held-out answers; intervals: 95% of a bootstrap over prompts",
+                ["", "value", "interval"],
+                shown,
+            ),
         ],
     }
 
@@ -224,6 +231,10 @@ def _threshold(facts: Facts, rule: str) -> str:
 def _components(facts: Facts) -> list[str]:
     present = set(facts.scored["component"].to_pylist())
     return [c for c in COMPONENT_COLOURS if c in present] + sorted(present - set(COMPONENT_COLOURS))
+
+
+def _band(interval: Sequence[float] | None) -> str:
+    return "–" if interval is None else f"{number(interval[0])} to {number(interval[1])}"
 
 
 def _median(values: pa.ChunkedArray) -> float | None:

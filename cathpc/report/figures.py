@@ -165,9 +165,12 @@ def _reliability(facts: Facts, folder: Path) -> Picture:
     predicted, observed, count = plots.reliability_bins(label, probability)
     points = ", ".join(f"{p:.2f} → {o:.2f} (n={n})" for p, o, n in zip(predicted, observed, count, strict=True))
     alt = f"Reliability curve on {label.size:,} held-out answers; predicted → observed share of refusals: {points}."
+    summary = facts.summary("refusal")
+    low, high = summary["bands"]["ece"]
     caption = (
         f"{label.size:,} held-out answers in ten bins of equal width; the figures are the records of each bin. "
-        "On the diagonal, a score of 0.3 means that three in ten such answers are refusals."
+        "On the diagonal, a score of 0.3 means that three in ten such answers are refusals. The expected calibration "
+        f"error, over ten bins of equal mass, is {number(summary['ece'])} (95%: {number(low)} to {number(high)})."
     )
     return _save(figure, folder, "reliability", alt, caption)
 

@@ -36,7 +36,7 @@ from cathpc.data import pull
 from cathpc.models import refusal_train
 from cathpc.models.calibration import at_cutoff, bands, bootstrap, measure, scaling, sigmoid
 from cathpc.models.refusal import RefusalModel
-from cathpc.models.refusal_rows import Row, examples, folds, labelled, unlabelled
+from cathpc.models.refusal_rows import Row, examples, labelled, unlabelled
 from cathpc.models.source import prepare
 from tests.bench import strings
 
@@ -92,8 +92,9 @@ def oof(config: Config, stage: Path) -> None:
     compare(rows, probabilities, config.refusal.cutoff)
     truth = np.array([row.refuses for row in rows])
     keys = [row.key for row in rows]
-    figures, intervals = measure(truth, probabilities, config.refusal.cutoff), bands(
-        truth, probabilities, keys, config.refusal.cutoff
+    figures, intervals = (
+        measure(truth, probabilities, config.refusal.cutoff),
+        bands(truth, probabilities, keys, config.refusal.cutoff),
     )
     print(f"\n{len(rows)} answers to {len(set(keys))} prompts; in brackets 95% of a bootstrap over prompts")
     for name, value in {**figures, "best_cutoff": config.refusal.cutoff}.items():
@@ -218,9 +219,8 @@ def speed(config: Config, stage: Path) -> None:
         "ours": lambda: ours.predict(pairs),
     }
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for name, run in contenders.items():  # to warm up
-        short = pairs[:8], inputs[:8]
-        exact.predict(short[0]), ours.predict(short[0])
+    for model in (ours, exact):  # to warm up
+        model.predict(pairs[:8])
     for _ in range(2):
         for name, run in contenders.items():
             began = time.perf_counter()
@@ -229,7 +229,9 @@ def speed(config: Config, stage: Path) -> None:
     fastest = min(times["pipeline, batch 1"] + times["pipeline, batch 16"])
     print(f"{len(pairs)} pairs, {torch.get_num_threads()} threads, best of 2")
     for name, seconds in times.items():
-        print(f"{name:20} {len(pairs) / min(seconds):8.1f} answers/s  {fastest / min(seconds):5.2f} x the faster pipeline")
+        print(
+            f"{name:20} {len(pairs) / min(seconds):8.1f} answers/s  {fastest / min(seconds):5.2f} x the faster pipeline"
+        )
     gap = np.abs(ours.predict(pairs) - exact.predict(pairs))
     print(f"bfloat16 against float32: probability differs by {gap.mean():.4f} on average, {gap.max():.4f} at most")
 

@@ -25,7 +25,8 @@ from cathpc.broken import Broken
 from cathpc.data import likelihood, score
 from cathpc.errors import DataError
 from cathpc.models.config import Dtype, RefusalConfig, ScoreConfig, TemplateConfig
-from cathpc.models.refusal import Labelled, fit, save
+from cathpc.models.refusal_rows import Row
+from cathpc.models.refusal_train import Corpus, fit
 from cathpc.models.source import prepare
 from cathpc.models.template import Template
 from cathpc.record import RECORD_SCHEMA, SCORE_SCHEMA, Record, Score
@@ -50,8 +51,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             parameter.data += 0.1 * torch.randn_like(parameter)  # far from uniform, so that a fault shows
         model.save_pretrained(root / name / "model")
         Template.load(llama).copy(root / name / "model")
-    rows = [Labelled(str(i), str(i), "q", "no" if i % 2 else "yes of course", bool(i % 2)) for i in range(4)]
-    save(fit(bert, rows, RefusalConfig(epochs=1, max_len=32)), root / "refusal" / "model")
+    rows = [Row(str(i), str(i), "q", "no" if i % 2 else "yes of course", bool(i % 2)) for i in range(4)]
+    settings = RefusalConfig(epochs=1, max_len=32)
+    fit(bert, rows, Corpus([], [], []), settings, 1.0).classifier.save(root / "refusal" / "model")
     return {name: root / name for name in ("reference", "pool", "refusal")}
 
 
