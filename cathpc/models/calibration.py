@@ -24,7 +24,7 @@ CUTOFFS = np.linspace(0.01, 0.99, 99)
 
 
 def scaling(logits: Floats, truth: Flags) -> tuple[float, float]:
-    """(T, b) for which sigmoid(logit / T + b) is calibrated: Platt (1999) with his smoothed targets, by Newton's method.
+    """(T, b) for which sigmoid(logit / T + b) is calibrated: Platt (1999), his smoothed targets, by Newton's method.
 
     Rows without a finite logit are left out. (1, 0) where there are fewer than eight rows or one class only.
     """

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.dataset as pads
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cathpc.errors import UserError
@@ -84,22 +84,24 @@ def examples(file: str) -> tuple[list[Row], list[str]]:
 
 
 def unlabelled(folder: Path, count: int, seed: int) -> list[Row]:
-    """The `count` records in the shards of `folder` whose ids have the smallest hashes: their last answers."""
-    smallest: list[tuple[float, str]] = []
-    shards = sorted(folder.glob("records-*.parquet"))
-    for shard in shards if count else []:
+    """The `count` records in the shards of `folder` whose ids have the smallest hashes: their last answers.
+
+    Reads the ids of all shards, and the texts of those that hold a chosen record: one shard at a time.
+    """
+    smallest: list[tuple[float, str, Path]] = []
+    for shard in sorted(folder.glob("records-*.parquet")) if count else []:
         ids = pq.read_table(shard, columns=["id"])["id"].to_pylist()
-        hashed = ((unit_hash(f"refusal {i}", seed), i) for i in ids)
+        hashed = ((unit_hash(f"refusal {i}", seed), i, shard) for i in ids)
         smallest = heapq.nsmallest(count, [*smallest, *heapq.nsmallest(count, hashed)])
-    if not smallest:
-        return []
-    wanted = pa.array(sorted(i for _, i in smallest), pa.string())
-    table = pads.dataset(shards).to_table(columns=["id", "messages", "generator"], filter=pads.field("id").isin(wanted))
-    rows = [
-        Row(r["id"], prompt_key(m), _question(m), answer(m), False, r["generator"] or "")
-        for r in table.to_pylist()
-        if answer(m := r["messages"] or [])
-    ]
+    rows = []
+    for shard in sorted({shard for _, _, shard in smallest}):
+        wanted = pa.array([i for _, i, where in smallest if where == shard], pa.string())
+        table = pq.read_table(shard, columns=["id", "messages", "generator"])
+        for row in table.filter(pc.is_in(table["id"], value_set=wanted)).to_pylist():
+            messages = row["messages"] or []
+            if text := answer(messages):
+                key, generator = prompt_key(messages), row["generator"] or ""
+                rows.append(Row(row["id"], key, _question(messages), text, False, generator))
     return sorted(rows, key=lambda row: row.id)
 
 
