@@ -198,7 +198,7 @@ def fit(
 
     known = [*rows, *corpus.examples]
     first = settings.epochs - settings.epochs // 2 if corpus.unlabelled else settings.epochs
-    joined, suspects = known, []
+    joined, suspects = known, list[tuple[Row, float]]()
     steps = first * _batches(len(known), settings)
     steps += (settings.epochs - first) * _batches(len(known) + len(corpus.unlabelled), settings)
     weights = [p for p in model.parameters() if p.requires_grad]
