@@ -150,12 +150,16 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "refusal",
-        "cathpc.models.refusal:run",
+        "cathpc.models.refusal_train:run",
         inputs=("pull",),
         config=("paths", "refusal"),
         does="a BERT that tells refusals",
         place=Place.accelerator,
-        identity=lambda c: _model(c, c.refusal.base, causal=False),
+        version=2,
+        identity=lambda c: [
+            _model(c, c.refusal.base, causal=False),
+            _file("refusal.examples", c.refusal.examples, "refusals.jsonl"),
+        ],
     ),
     Stage(
         "score",

@@ -169,8 +169,11 @@ def _refusal(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
     table = {"id": [f"{i:016x}" for i in range(100)], "label": label, "probability": probability}
     pq.write_table(pa.table(table), folder / "heldout.parquet")
     return {
-        "train": 240, "calibration": 60, "heldout": 100, "heldout_refusals": 40, "cutoff": 0.2, "temperature": 1.31,
-        "precision": 0.88, "recall": 0.951, "f1": 0.914, "auroc": 0.972, "ece": 0.041, "line": "400 labelled answers",
+        "heldout": 100, "heldout_refusals": 40, "folds": 3, "examples": 105, "unlabelled": 300, "suspects": 4,
+        "threshold": 0.91, "cutoff": 0.2, "precision": 0.88, "recall": 0.951, "f1": 0.914, "auroc": 0.972, "ece": 0.041,
+        "bands": {"precision": (0.81, 0.94), "recall": (0.9, 0.99), "f1": (0.86, 0.95), "ece": (0.03, 0.09),
+                  "best_cutoff": (0.12, 0.55)},
+        "temperature": 1.31, "bias": -0.2, "line": "100 labelled answers",
     }  # fmt: skip
 
 

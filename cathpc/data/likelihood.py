@@ -86,7 +86,7 @@ class ScoringModels:
             template=template,
             reference=model,
             pool=_load(pool / "model", config.dtype),
-            refusal=RefusalModel.load(refusal / "model"),
+            refusal=RefusalModel.load(refusal / "model", getattr(torch, config.dtype.value)),
             lexicon=lexicon,
             window=min(config.window, getattr(model.config, "max_position_embeddings", None) or config.window),
             batch_tokens=config.batch_tokens,

@@ -84,14 +84,20 @@ class RefusalConfig:
     base: str = ""
     """Named like `model.base`; an encoder such as 'bert-base-uncased'."""
     max_len: int = 256
-    """Tokens of a window; a longer answer is read in windows that overlap by a quarter."""
+    """Tokens of a window, prompt included; a longer answer is read in windows that overlap."""
+    prompt_len: int = 40
+    """Tokens of the prompt that stand before each window, at most a quarter of it."""
     epochs: int = 3
     batch_size: int = 16
     lr: float = 5e-5
-    heldout_share: float = 0.2
-    """Share of the prompts whose answers only measure the classifier."""
-    calibration_share: float = 0.15
-    """Share of the other prompts that fit the temperature and train nothing."""
+    folds: int = 3
+    """Classifiers that are trained without a part of the prompts each: their judgement of that part calibrates and
+    measures the one that is trained on all."""
+    examples: str = ""
+    """JSONL file of further answers to learn from (`prompt`, `answer`, `refuses`); '' is the one that ships with
+    cathpc."""
+    unlabelled: int = 200
+    """Answers of the pulled records that are learnt from as non-refusals, where they do not look like refusals."""
     cutoff: float = 0.2
     """Where precision and recall are reported."""
     seed: int = 0

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -158,14 +158,17 @@ def models(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
         )
     ]
     rows.append(["generators", *(", ".join(summary["generators"]) for _, summary in gpts)])
-    shown = {k: v for k, v in facts.summary("refusal").items() if k != "line"}
     judged = [
         [r.generator, r.answers, r.contrast, r.equal_length, r.pairs, r.perplexity, r.length] for r in judgements(facts)
     ]
+    refusal = facts.summary("refusal")
+    shown = [[label(k), v, _band(refusal["bands"].get(k))] for k, v in refusal.items() if k not in ("line", "bands")]
+    shown.append([label("best_cutoff"), None, _band(refusal["bands"]["best_cutoff"])])
     return {
         "text": (
             "No scoring model has seen the prompts that it is measured on. The reference GPT learns from the reference "
-            "generators alone, the pool GPT from all others; the refusal classifier from labelled answers."
+            "generators alone, the pool GPT from all others; the refusal classifier from labelled answers, each "
+            "judged here by a classifier that never saw its prompt."
         ),
         "figures": [key for key in ("auroc", "reliability") if key in pictures],
         "tables": [
@@ -176,7 +179,11 @@ def models(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
                 judged,
             ),
             table("GPTs: perplexity on held-out answers of their own side", ["", "reference", "pool"], rows),
-            table("Refusal classifier on held-out answers", ["", "value"], [[label(k), v] for k, v in shown.items()]),
+            table(
+                "Refusal classifier on held-out answers; intervals: 95% of a bootstrap over prompts",
+                ["", "value", "interval"],
+                shown,
+            ),
         ],
     }
 
@@ -249,6 +256,10 @@ def _threshold(facts: Facts, rule: str) -> str:
     if not distinct:
         return "–"
     return number(distinct[0]) if len(distinct) == 1 else f"{number(distinct[0])} to {number(distinct[-1])}"
+
+
+def _band(interval: Sequence[float] | None) -> str:
+    return "–" if interval is None else f"{number(interval[0])} to {number(interval[1])}"
 
 
 def _median(values: pa.ChunkedArray) -> float | None:

@@ -39,7 +39,8 @@ def scoring_folders(model_cache: Path, tiny_llama: Path, tmp_path_factory: pytes
     from transformers import AutoModelForCausalLM
 
     from cathpc.models.config import RefusalConfig
-    from cathpc.models.refusal import Labelled, fit, save
+    from cathpc.models.refusal_rows import Row
+    from cathpc.models.refusal_train import Corpus, fit
     from cathpc.models.source import prepare
     from cathpc.models.template import Template
 
@@ -51,11 +52,10 @@ def scoring_folders(model_cache: Path, tiny_llama: Path, tmp_path_factory: pytes
             parameter.data += 0.1 * torch.randn_like(parameter)  # far from uniform, so that a fault shows
         model.save_pretrained(root / name / "model")
         Template.load(tiny_llama).copy(root / name / "model")
-    rows = [Labelled(str(i), str(i), "q", "no" if i % 2 else "yes of course", bool(i % 2)) for i in range(4)]
-    save(
-        fit(prepare("random:bert", None, model_cache), rows, RefusalConfig(epochs=1, max_len=32)),
-        root / "refusal/model",
-    )
+    rows = [Row(str(i), str(i), "q", "no" if i % 2 else "yes of course", bool(i % 2)) for i in range(4)]
+    settings = RefusalConfig(epochs=1, max_len=32)
+    bert = prepare("random:bert", None, model_cache)
+    fit(bert, rows, Corpus([], [], []), settings, 1.0).classifier.save(root / "refusal/model")
     return {name: root / name for name in ("reference", "pool", "refusal")}
 
 

@@ -159,10 +159,10 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     for name, text in cases.items():
         with pytest.raises(UserError, match=rf"{name}.*{text}|{name} {text}"):
-            survey(tmp_path / name, MAX_BYTES, tmp_path)
+            survey(tmp_path / name, MAX_BYTES)
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 half")
     with pytest.raises(UserError, match=r"torn.parquet cannot be read as parquet"):
-        survey(tmp_path / "torn.parquet", MAX_BYTES, tmp_path)
+        survey(tmp_path / "torn.parquet", MAX_BYTES)
 
 
 def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

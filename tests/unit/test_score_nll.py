@@ -399,4 +399,4 @@ def test_bfloat16_stays_near_float32(inputs: dict[str, Path], models: likelihood
         likelihood.score_records(RECORDS, half), likelihood.score_records(RECORDS, models), strict=True
     ):
         assert got.nll == pytest.approx(exact.nll, abs=0.05)
-        assert got.refusal == pytest.approx(exact.refusal, abs=1e-5)
+        assert got.refusal == pytest.approx(exact.refusal, abs=0.05)  # the classifier is in bfloat16 too

@@ -1,0 +1,305 @@
+"""Stage `refusal`: train, calibrate and measure the classifier of refusals.
+
+In: `labels.parquet` and the records of pull. Out: `model/` (a Hugging Face sequence classifier, `calibration.json`),
+`heldout.parquet` (id, label, probability of every labelled answer), `suspects.jsonl` and `metrics.json`.
+
+All labelled answers train the model that is kept, and all of them measure it: `refusal.folds` classifiers, each
+trained without the prompts of its fold, give every labelled answer a probability from a model that never saw its
+prompt. These out-of-fold log-odds fit the scaling (Platt 1999), and for the figures each fold is scaled by what the
+others fit.
+
+Unlabelled answers of the records serve as further non-refusals, but sets of GPT-4's answers hold refusals too. So the
+first half of the epochs goes without them; then the classifier, to which they are new, judges them, and what looks
+like a refusal is left out: an answer whose probability reaches the mean of unseen labelled refusals (confident
+learning: Northcutt et al. 2021, arXiv:1911.00068, section 3.1).
+
+Time grows with (folds + 1) times epochs times labelled answers and with `refusal.unlabelled`; not with the records,
+of which only the ids are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from cathpc import progress
+from cathpc.errors import UserError
+from cathpc.models.calibration import bands, measure, scaling, sigmoid
+from cathpc.models.config import RefusalConfig
+from cathpc.models.gpt import Model
+from cathpc.models.refusal import LABELS, RefusalModel, Window, device, fast_dtype
+from cathpc.models.refusal_rows import Row, examples, folds, labelled, splice, unlabelled
+from cathpc.models.source import prepare
+from cathpc.models.weights import write_json, write_text
+from cathpc.record import unit_hash
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from cathpc.config import Config
+
+Report = Callable[[int, int], None]
+
+SPLICED = 0.1
+"""Share of the non-refusals that get a refusing sentence, anew in every epoch."""
+WITHOUT_PROMPT = 0.15
+"""Share of the rows that are shown without their prompt, so that the answer, not the prompt, must tell."""
+SMOOTHING = 0.02
+"""Label smoothing: human labels are wrong now and then."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained classifier and what it made of the unlabelled answers."""
+
+    classifier: RefusalModel
+    suspects: list[tuple[Row, float]]
+    """Unlabelled answers that were left out, with the classifier's (uncalibrated) probability."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What there is to learn from, beside the labelled rows."""
+
+    examples: list[Row]
+    phrases: list[str]
+    unlabelled: list[Row]
+
+
+def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """The stage; raises UserError where the labelled rows of a fold are of one class only."""
+    settings = config.refusal
+    rows = labelled(inputs["pull"] / "labels.parquet")
+    corpus = Corpus(
+        *examples(settings.examples), unlabelled(inputs["pull"] / "records", settings.unlabelled, settings.seed)
+    )
+    base = prepare(settings.base, None, Path(config.paths.cache))
+    _check(rows, settings)
+
+    total = settings.folds + 1
+    logits, threshold = crossfit(base, rows, corpus, settings, _progress(out, 0, total))
+    truth = np.array([row.refuses for row in rows])
+    which = np.array(folds(rows, settings.folds, settings.seed))
+    probabilities = np.zeros(len(rows))
+    for fold in range(settings.folds):  # scaled by the others, as a row's own label must not help
+        temperature, bias = scaling(logits[which != fold], truth[which != fold])
+        probabilities[which == fold] = sigmoid(logits[which == fold] / temperature + bias)
+
+    fitted = fit(base, rows, corpus, settings, threshold, _progress(out, settings.folds, total))
+    temperature, bias = scaling(logits, truth)
+    classifier = replace(fitted.classifier, temperature=temperature, bias=bias)
+    intervals = bands(truth, probabilities, [row.key for row in rows], settings.cutoff)
+    metrics = {
+        "heldout": len(rows),
+        "heldout_refusals": int(truth.sum()),
+        "folds": settings.folds,
+        "examples": len(corpus.examples),
+        "unlabelled": len(corpus.unlabelled),
+        "suspects": len(fitted.suspects),
+        "threshold": threshold,
+        "cutoff": settings.cutoff,
+        **measure(truth, probabilities, settings.cutoff),
+        "bands": intervals,
+        "temperature": temperature,
+        "bias": bias,
+    }
+    classifier.save(out / "model")
+    told = ({"id": r.id, "probability": p, "prompt": r.prompt, "answer": r.answer} for r, p in fitted.suspects)
+    write_text(out / "suspects.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in told))
+    write_json(out / "metrics.json", metrics)
+    table = {"id": [r.id for r in rows], "label": truth.astype(float), "probability": probabilities}
+    pq.write_table(pa.table(table), out / ".heldout.tmp")
+    os.replace(out / ".heldout.tmp", out / "heldout.parquet")
+    line = f"{len(rows):,} labelled answers, held-out F1 {metrics['f1']:.3f} at {settings.cutoff:g}, "
+    line += f"AUROC {metrics['auroc']:.3f}, ECE {metrics['ece']:.3f}"
+    return {**metrics, "line": line}
+
+
+def _progress(out: Path, part: int, parts: int) -> Report:
+    def report(done: int, steps: int) -> None:
+        progress.report(out, part * steps + done, parts * steps, "batches")
+
+    return report
+
+
+def _check(rows: Sequence[Row], settings: RefusalConfig) -> None:
+    which = np.array(folds(rows, settings.folds, settings.seed))
+    truth = np.array([row.refuses for row in rows], dtype=bool)
+    for fold in range(settings.folds):
+        for name, part in (("training", truth[which != fold]), ("held-out", truth[which == fold])):
+            if part.all() or not part.any():
+                raise UserError(
+                    f"the refusal classifier needs refusals and other answers in every fold, but of {len(rows)} "
+                    f"labelled rows the {name} part of fold {fold + 1} ({len(part)}) has {int(part.sum())} refusals. "
+                    "Add labelled rows (a source of component `refusal` with `labels`) or lower refusal.folds."
+                )
+
+
+def crossfit(
+    base: Path, rows: Sequence[Row], corpus: Corpus, settings: RefusalConfig, report: Report = lambda done, total: None
+) -> tuple[NDArray[np.float64], float]:
+    """(log-odds of each row from a classifier that never saw its prompt, mean probability of the refusals among them).
+
+    The second figure, taken after the epochs without unlabelled answers, is what tells suspects.
+    """
+    which = np.array(folds(rows, settings.folds, settings.seed))
+    logits = np.zeros(len(rows))
+    thresholds = []
+    for fold in range(settings.folds):
+        train = [row for row, k in zip(rows, which, strict=True) if k != fold]
+        held = [row for row, k in zip(rows, which, strict=True) if k == fold]
+
+        def threshold(classifier: RefusalModel, held: list[Row] = held) -> float:
+            refusals = [(row.prompt, row.answer) for row in held if row.refuses]
+            thresholds.append(float(sigmoid(classifier.logits(refusals)).mean()))
+            return thresholds[-1]
+
+        def told(done: int, steps: int, fold: int = fold) -> None:
+            report(fold * steps + done, steps)
+
+        fitted = fit(base, train, corpus, settings, threshold, told)
+        logits[which == fold] = fitted.classifier.logits([(row.prompt, row.answer) for row in held])
+    return logits, float(np.mean(thresholds)) if thresholds else 1.0
+
+
+def fit(
+    base: Path,
+    rows: Sequence[Row],
+    corpus: Corpus,
+    settings: RefusalConfig,
+    threshold: float | Callable[[RefusalModel], float],
+    report: Report = lambda done, total: None,
+) -> Fitted:
+    """Tune the encoder in `base` on `rows` and the examples, in the second half of the epochs on unlabelled ones too.
+
+    Unlabelled answers that reach `threshold` (or what it says of the half-trained classifier) are left out. Refusals
+    and other answers weigh the same in sum. The embeddings of words stay as they are: most words of an answer to come
+    are in no labelled row. Matrices multiply in bfloat16 where that is fast (autocast), weights and optimizer are
+    float32.
+    """
+    torch.manual_seed(settings.seed)
+    names = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
+    model: Model = AutoModelForSequenceClassification.from_pretrained(base, dtype=torch.float32, num_labels=2, **names)
+    model.base_model.embeddings.requires_grad_(False)
+    limit = getattr(model.config, "max_position_embeddings", settings.max_len)
+    max_len = min(settings.max_len, limit)
+    prompt_len = min(settings.prompt_len, max_len // 4)
+    classifier = RefusalModel(model.to(device()), AutoTokenizer.from_pretrained(base), max_len, prompt_len)
+
+    known = [*rows, *corpus.examples]
+    first = settings.epochs - settings.epochs // 2 if corpus.unlabelled else settings.epochs
+    joined, suspects = known, list[tuple[Row, float]]()
+    steps = first * _batches(len(known), settings)
+    steps += (settings.epochs - first) * _batches(len(known) + len(corpus.unlabelled), settings)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=settings.lr, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: max(0.0, min((step + 1) / max(1.0, 0.1 * steps), 1 - step / (steps + 1)))
+    )
+    done = 0
+    for epoch in range(settings.epochs):
+        if epoch == first:
+            clean, suspects = _judge(classifier, corpus.unlabelled, threshold)
+            joined = [*known, *clean]
+        model.train()
+        for batch in _epoch(classifier, joined, corpus.phrases, epoch, settings):
+            _step(classifier, batch, weights, optimizer)
+            schedule.step()
+            report(done := done + 1, steps)
+    report(steps, steps)
+    model.eval()
+    return Fitted(classifier, suspects)
+
+
+def _judge(
+    classifier: RefusalModel, rows: Sequence[Row], threshold: float | Callable[[RefusalModel], float]
+) -> tuple[list[Row], list[tuple[Row, float]]]:
+    """(rows that look like no refusal, the others with their probability)."""
+    classifier.model.eval()
+    with _autocast(classifier.model):
+        limit = threshold(classifier) if callable(threshold) else threshold
+        found = sigmoid(classifier.logits([(row.prompt, row.answer) for row in rows]))
+    clean = [row for row, p in zip(rows, found, strict=True) if p < limit]
+    return clean, [(row, float(p)) for row, p in zip(rows, found, strict=True) if p >= limit]
+
+
+def _batches(rows: int, settings: RefusalConfig) -> int:
+    return -(-rows // settings.batch_size)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    windows: list[Window]
+    refuses: list[bool]
+    weights: list[float]
+
+
+def _epoch(
+    classifier: RefusalModel, rows: Sequence[Row], phrases: Sequence[str], epoch: int, settings: RefusalConfig
+) -> list[_Batch]:
+    """The batches of an epoch: rows in an order of their own, of like length within eight batches."""
+
+    def chance(row: Row, what: str) -> float:
+        return unit_hash(f"{what} {epoch} {row.id}", settings.seed)
+
+    changed = [
+        splice(row, phrases, f"{epoch} {row.id}")
+        if phrases and not row.refuses and chance(row, "splice") < SPLICED
+        else row
+        for row in sorted(rows, key=lambda row: chance(row, "order"))
+    ]
+    refusals = sum(row.refuses for row in changed)
+    shares = {True: len(changed) / (2 * max(1, refusals)), False: len(changed) / (2 * max(1, len(changed) - refusals))}
+    cut: list[tuple[Window, Row]] = []
+    for row in changed:
+        prompt = "" if chance(row, "prompt") < WITHOUT_PROMPT else row.prompt
+        windows = classifier.windows(prompt, row.answer)
+        if windows and row.refuses:
+            cut.append((_strongest(classifier, windows), row))
+        elif windows:  # none of them refuses, so any may be shown
+            cut.append((windows[int(chance(row, "window") * len(windows))], row))
+    size, batches = settings.batch_size, []
+    for start in range(0, len(cut), 8 * size):
+        block = sorted(cut[start : start + 8 * size], key=lambda one: len(one[0]))
+        batches += [block[i : i + size] for i in range(0, len(block), size)]
+    batches.sort(key=lambda batch: chance(batch[0][1], "batch"))
+    return [_Batch([w for w, _ in b], [r.refuses for _, r in b], [shares[r.refuses] for _, r in b]) for b in batches]
+
+
+def _strongest(classifier: RefusalModel, windows: list[Window]) -> Window:
+    """The window that refuses most: the gradient of a maximum flows through it alone, so only it is trained on."""
+    if len(windows) == 1:
+        return windows[0]
+    classifier.model.eval()  # without dropout
+    with torch.inference_mode(), _autocast(classifier.model):
+        best = int(classifier.odds(windows).argmax())
+    classifier.model.train()
+    return windows[best]
+
+
+def _step(
+    classifier: RefusalModel, batch: _Batch, weights: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    with _autocast(classifier.model):
+        odds = classifier.odds(batch.windows)
+    target = torch.tensor([1 - SMOOTHING if r else SMOOTHING for r in batch.refuses], device=odds.device)
+    weight = torch.tensor(batch.weights, device=odds.device)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(odds, target, weight=weight)
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(weights, 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _autocast(model: Model) -> torch.autocast:
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=fast_dtype() == torch.bfloat16)
