@@ -33,6 +33,8 @@ _RANGES: tuple[_Rule, ...] = (
     ("refusal.cutoff", lambda v: 0 < v < 1, "must lie between 0 and 1"),
     ("score.window", lambda v: v >= 16, "must be at least 16"),
     ("score.batch_tokens", lambda v: v > 0, _POSITIVE),
+    ("score.min_answer_tokens", lambda v: v >= 0, "must not be negative"),
+    ("score.min_correlatives", lambda v: v >= 0, "must not be negative"),
     ("score.threads", lambda v: v >= 0, "must not be negative"),
     ("select.refusal_max", lambda v: v is None or 0 <= v <= 1, "must lie in 0..1, or be null"),
     ("select.drop_quality", lambda v: 0 <= v < 1, "must lie in 0..1"),
@@ -135,6 +137,7 @@ def check(config: Config) -> None:
             f"select.max_answer_tokens is {config.select.max_answer_tokens}, but a conversation over score.window = "
             f"{config.score.window} tokens is not scored: raise the window, or lower the longest answer"
         )
+    faults += _unscored(config)
     if cluster.kind is ClusterKind.local and train.nodes != 1:
         faults.append(f"train.nodes is {train.nodes}: cluster=local is one node; choose a cluster of kind slurm")
     if train.nodes > cluster.nodes:
@@ -168,3 +171,18 @@ def check(config: Config) -> None:
             faults.append(f"dataset.sources.{key}.license is empty: state the licence of the data, e.g. apache-2.0")
     if faults:
         raise UserError("the configuration cannot work:\n  " + "\n  ".join(faults))
+
+
+def _unscored(config: Config) -> list[str]:
+    """Rules of selection that would keep what the bounds of group `score` leave without a score."""
+    score, select = config.score, config.select
+    kept = [
+        key for key in ("min_answer_tokens", "min_correlatives") if (getattr(select, key) or 0) < getattr(score, key)
+    ]
+    if score.languages and not (select.languages and set(select.languages) <= set(score.languages)):
+        kept.append("languages")
+    return [
+        f"select.{key} is {getattr(select, key)}, but beyond score.{key} = {getattr(score, key)} nothing is scored: "
+        f"make select.{key} as strict, or loosen score.{key}, which scores anew"
+        for key in kept
+    ]

@@ -125,6 +125,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "gpt"),
         does="a GPT trained on the reference generators' answers only",
         place=Place.accelerator,
+        version=2,
         identity=lambda c: _model(c, c.gpt.base),
     ),
     Stage(
@@ -134,6 +135,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "gpt"),
         does="the same GPT trained on all other generators' answers",
         place=Place.accelerator,
+        version=2,
         identity=lambda c: _model(c, c.gpt.base),
     ),
     Stage(

@@ -90,7 +90,8 @@ class Score:
 
     id: str
     status: str = "ok"
-    """'ok', 'empty' (no answer token), 'too_long' (over the scoring window), 'broken'."""
+    """'ok', 'empty' (no answer token), 'too_long' (over the scoring window), 'skipped' (out of the bounds of group
+    `score`), 'broken'."""
     nll: float | None = None
     """Mean negative log-likelihood of the answer tokens under the reference GPT, in nats a token."""
     pool_nll: float | None = None

@@ -27,6 +27,7 @@ ACTS = {
     "fetch": "cathpc.acts.fetch",
     "pin": "cathpc.acts.pin",
     "chat": "cathpc.acts.chat",
+    "score": "cathpc.acts.score",
     "export": "cathpc.acts.export",
     "compare": "cathpc.acts.compare",
     "doctor": "cathpc.acts.doctor",
@@ -103,6 +104,7 @@ def overview() -> str:
         "  python -m cathpc -m +experiment=smoke train.lr=1e-5,3e-5    a sweep; shared stages run once",
         "  python -m cathpc +experiment=cat70b cluster=NAME       submit the whole graph to a Slurm cluster and return",
         "  python -m cathpc chat +experiment=demo --prompt 'Hello!'    talk to the trained model",
+        "  python -m cathpc score +experiment=demo --input mine.jsonl --output out.jsonl    score a file of your own",
         "",
         "exit codes: 0 done, 2 the command or its input is wrong, 1 a fault of cathpc or of the machine.",
     ]

@@ -62,7 +62,8 @@ class Rule:
 
 
 def _status(config: SelectConfig, c: Columns) -> Drop:
-    return Drop(c.status != "ok", c.tokens, np.nan)
+    # 'skipped' by the bounds of group `score`: the rules behind those bounds say why (`cathpc.checks`).
+    return Drop(~np.isin(c.status.astype(str), ("ok", "skipped")), c.tokens, np.nan)
 
 
 def _language(config: SelectConfig, c: Columns) -> Drop | None:

@@ -101,11 +101,18 @@ class RefusalConfig:
 class ScoreConfig:
     """Group `score`."""
 
-    window: int = 1024
-    """Longest conversation that is scored, in tokens; a longer one gets the status 'too_long'."""
+    window: int = 2048
+    """Longest conversation that is scored, in tokens; a longer one gets the status 'too_long'. At most the context of
+    `gpt.base`."""
     dtype: Dtype = Dtype.bfloat16
-    batch_tokens: int = speed(4096)
-    """Tokens a forward pass, padding included."""
+    batch_tokens: int = speed(1024)
+    """Tokens a forward pass, padding included. What a batch needs should stay in the cache of a CPU's cores; a GPU
+    wants some 32,768."""
+    min_answer_tokens: int = 0
+    """With the next two: records that selection will never want, whatever its thresholds; they are counted and not
+    scored (status 'skipped'), and `select` drops them by its own rule of the same name, which must be as strict."""
+    min_correlatives: int = 0
+    languages: list[str] = field(default_factory=list)
     lexicon: str = ""
     """YAML file of correlatives and step markers; '' is the one that ships with cathpc."""
     threads: int = speed(0)

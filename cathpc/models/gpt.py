@@ -1,10 +1,12 @@
 """The reference GPT and the pool GPT: two copies of one base, tuned on different authors' answers.
 
-In: the records of pull, the base of group `gpt`. Out: `model/`, a Hugging Face folder with its template, and
-`metrics.json`. The reference learns from the generators that `gpt.reference_generators` names, the pool from every
-other named generator, in equal numbers of records. Neither sees a held-out prompt. The records are those with the
-smallest hashes until `gpt.train_tokens` are reached, so memory grows with `gpt.train_tokens` and the model, not with
-the data.
+In: the records of pull, the base of group `gpt`. Out: `model/`, a Hugging Face folder with its template,
+`metrics.json`, and `heldout.parquet` (id, generator): answers to held-out prompts, by which the report measures the
+scores. The reference learns from the generators that `gpt.reference_generators` names, the pool from every other named
+generator, in equal numbers of records. Neither sees a held-out prompt. Which records, up to `gpt.train_tokens`, is a
+matter of hashes of their prompts: memory grows with `gpt.train_tokens` and the model, not with the data, and where both
+sides answer the same prompts both GPTs learn from the same ones, so that what tells them apart is how they answer and
+not what they were asked.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ from __future__ import annotations
 import heapq
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +28,12 @@ from transformers import AutoModelForCausalLM
 
 from cathpc import progress
 from cathpc.errors import UserError
+from cathpc.models.blocks import LARGEST_KEPT
 from cathpc.models.config import Dtype, GptConfig
 from cathpc.models.source import prepare
 from cathpc.models.template import Template
 from cathpc.models.weights import write_json
-from cathpc.record import heldout, unit_hash
+from cathpc.record import RECORD_SCHEMA, heldout, prompt_key, unit_hash
 
 if TYPE_CHECKING:
     from cathpc.config import Config
@@ -38,9 +41,14 @@ if TYPE_CHECKING:
 Model = Any
 """A causal language model of transformers, whose methods have no types."""
 
+HELDOUT = "heldout.parquet"
 MIN_TOKENS = 8
 """No conversation in the template has fewer tokens: how many records `gpt.train_tokens` can call for at most."""
 BLOCK = 1024
+LOGIT_BYTES = {"cpu": LARGEST_KEPT, "cuda": 2**28}
+"""Of the logits that exist at once, by device: on CPUs what stays in the allocator, and almost in the cache."""
+_ORDER = 1_000_003
+"""Added to the seed: of the hash that orders prompts."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record stands: its shard and its row there, ordered by a hash of its id."""
+    """Where a record stands, its shard and its row there, ordered by hashes of its prompt and of its id."""
 
+    prompt: float
     hash: float
     shard: int
     row: int
 
     def __lt__(self, other: Place) -> bool:  # a heap of these keeps the smallest hashes: its top is the largest
-        return self.hash > other.hash
+        return (self.prompt, self.hash) > (other.prompt, other.hash)
 
 
 def reference(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -126,6 +135,7 @@ def _stage(
         "curve": curve,
     }
     write_json(out / "metrics.json", metrics)
+    _write_heldout(shards, held_places, out / HELDOUT)
     change = (
         "no held-out record" if before is None or after is None else f"held-out perplexity {before:.2f} → {after:.2f}"
     )
@@ -138,8 +148,9 @@ def choose(
 ) -> tuple[list[Place], list[Place], dict[str, int]]:
     """Places of the records to train on and of those to hold out, in the order in which they are taken.
 
-    Returns (training, held out, records by generator over all data). Generators take turns, each in the order of
-    hashes.
+    Returns (training, held out, records by generator over all data); no more of each than its tokens can call for.
+    Generators take turns; each gives its answer to
+    the prompt that was taken least before, the first by hash among those.
     """
     limits = (max(1, gpt.train_tokens // MIN_TOKENS), max(1, gpt.heldout_tokens // MIN_TOKENS))
     heaps: tuple[dict[str, list[Place]], dict[str, list[Place]]] = ({}, {})
@@ -153,12 +164,15 @@ def choose(
                 if generator and wanted(generator):
                     side = int(heldout(messages, gpt.heldout_share, gpt.seed))
                     heap = heaps[side].setdefault(generator, [])
-                    heapq.heappush(heap, Place(unit_hash(key, gpt.seed), number, row))
+                    # Another seed than the split's, by which all prompts of one side are alike.
+                    order = unit_hash(prompt_key(messages), gpt.seed + _ORDER)
+                    heapq.heappush(heap, Place(order, unit_hash(key, gpt.seed), number, row))
                     if len(heap) > limits[side]:
                         heapq.heappop(heap)
                 row += 1
     train_places, held_places = (
-        _in_turns([sorted(heap, reverse=True) for _, heap in sorted(h.items())]) for h in heaps
+        _in_turns([sorted(heap, reverse=True) for _, heap in sorted(h.items())])[:limit]
+        for h, limit in zip(heaps, limits, strict=True)
     )
     return train_places, held_places, dict(sorted(seen.items()))
 
@@ -231,18 +245,21 @@ def perplexity(model: Model, examples: list[Example], pad_id: int, gpt: GptConfi
 
 
 def token_nll(
-    model: Model, ids: torch.Tensor, mask: torch.Tensor, *, chunk: int = 512
+    model: Model, ids: torch.Tensor, mask: torch.Tensor, *, chunk: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """NLL of the tokens under `mask` given those before them.
 
     `ids` int64 [rows, length], padded on the right; `mask` bool of the same shape. Returns (NLL float32 [n], row of
-    each int64 [n]). Logits are computed for these tokens alone, `chunk` at a time (0: all at once, for training). No
-    attention mask is needed: attention is causal, so that padding on the right is seen by padding alone.
+    each int64 [n]). Logits are computed for these tokens alone, `chunk` at a time (None: as many as take `LOGIT_BYTES`
+    in float32; 0: all at once, for training). No attention mask is needed: attention is causal, so that padding on the
+    right is seen by padding alone.
     """
     hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     learned = mask[:, 1:]
     states, targets = hidden[:, :-1][learned], ids[:, 1:][learned]
     head = model.get_output_embeddings()
+    if chunk is None:
+        chunk = max(8, LOGIT_BYTES[ids.device.type] // (4 * head.out_features) // 8 * 8)
     size = chunk or max(1, len(targets))
     parts = [
         torch.nn.functional.cross_entropy(head(s).float(), t, reduction="none")
@@ -278,7 +295,20 @@ def _targets(example: Example) -> int:
 
 
 def _in_turns(queues: list[list[Place]]) -> list[Place]:
-    return [place for turn in zip_longest(*queues) for place in turn if place is not None]
+    """The places of all `queues`, each ascending by its hashes, a queue after the other: see `choose`."""
+    taken: Counter[float] = Counter()
+    heaps = [[(0, p.prompt, p.hash, i) for i, p in enumerate(queue)] for queue in queues]  # ascending, so heaps
+    order: list[Place] = []
+    while any(heaps):
+        for queue, heap in zip(queues, heaps, strict=True):
+            while heap and heap[0][0] < taken[heap[0][1]]:  # the prompt was taken since
+                _, prompt, key, place = heap[0]
+                heapq.heapreplace(heap, (taken[prompt], prompt, key, place))
+            if heap:
+                _, prompt, _, place = heapq.heappop(heap)
+                taken[prompt] += 1
+                order.append(queue[place])
+    return order
 
 
 def _read(shards: list[Path], places: list[Place]) -> Iterator[list[dict[str, str]]]:
@@ -289,6 +319,16 @@ def _read(shards: list[Path], places: list[Place]) -> Iterator[list[dict[str, st
         messages = pq.read_table(shards[number], columns=["messages"]).take(pa.array(rows))["messages"].to_pylist()
         found.update({(number, row): m for row, m in zip(rows, messages, strict=True)})
     return (found[place.shard, place.row] for place in places)
+
+
+def _write_heldout(shards: list[Path], places: list[Place], path: Path) -> None:
+    """Id and generator of the records at `places`."""
+    parts = []
+    for number in sorted({place.shard for place in places}):
+        rows = sorted(place.row for place in places if place.shard == number)
+        parts.append(pq.read_table(shards[number], columns=["id", "generator"]).take(pa.array(rows)))
+    empty = RECORD_SCHEMA.empty_table().select(["id", "generator"])
+    pq.write_table(pa.concat_tables([empty, *parts]), path)
 
 
 def _listing(seen: dict[str, int]) -> str:

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cathpc.data import filters
+from cathpc.report import auroc
 from cathpc.report.gather import Facts
 from cathpc.report.html import number, percent, words
-from cathpc.report.measures import floats, of_component, ok, quality_cuts, rule_counts, source_counts
+from cathpc.report.measures import floats, generator_rows, of_component, ok, quality_cuts, rule_counts, source_counts
 from cathpc.report.picture import Picture
 from cathpc.report.style import in_order
 from cathpc.report.tables import LABELS, first_user, label, table
@@ -158,6 +159,10 @@ def models(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     ]
     rows.append(["generators", *(", ".join(summary["generators"]) for _, summary in gpts)])
     shown = {k: v for k, v in facts.summary("refusal").items() if k != "line"}
+    judged = [
+        [r.generator, r.answers, r.contrast, r.equal_length, r.pairs, r.perplexity, r.length]
+        for r in generator_rows(facts)
+    ]
     return {
         "text": (
             "No scoring model has seen the prompts that it is measured on. The reference GPT learns from the reference "
@@ -165,6 +170,12 @@ def models(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
         ),
         "figures": [key for key in ("auroc", "reliability") if key in pictures],
         "tables": [
+            table(
+                "AUROC of the reference generators' answers against those of each other one, on held-out prompts, by "
+                f"each score and by length; equal: pairs whose lengths differ by at most {percent(auroc.TOLERANCE)}",
+                ["against", "answers", "contrast", "contrast, equal length", "pairs", "perplexity", "length"],
+                judged,
+            ),
             table("GPTs: perplexity on held-out answers of their own side", ["", "reference", "pool"], rows),
             table("Refusal classifier on held-out answers", ["", "value"], [[label(k), v] for k, v in shown.items()]),
         ],

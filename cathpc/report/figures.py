@@ -28,6 +28,7 @@ def draw(facts: Facts, folder: Path, *, max_points: int) -> dict[str, Picture]:
             **figures_scores.population(facts, folder, max_points),
             **figures_scores.lengths(facts, folder),
             **figures_scores.scores_by_length(facts, folder, max_points),
+            **figures_scorers.generators(facts, folder),
             **figures_scorers.reliability(facts, folder),
             **figures_training.training(facts, folder),
             **figures_training.fidelity(facts, folder),

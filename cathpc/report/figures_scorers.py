@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from cathpc.report import plots
 from cathpc.report.gather import Facts
 from cathpc.report.html import number
-from cathpc.report.measures import floats
+from cathpc.report.measures import floats, generator_rows
 from cathpc.report.picture import Picture, canvas, save
 from cathpc.report.reliability import tenths
 
@@ -42,8 +41,14 @@ def reliability(facts: Facts, folder: Path) -> dict[str, Picture]:
     return {"reliability": save(figure, folder, "reliability", alt, caption)}
 
 
-def generators(rows: Sequence[tuple[str, dict[str, float | None]]], folder: Path) -> dict[str, Picture]:
-    """How well each score tells the reference's answers from each generator's: (generator, {score: AUROC})."""
+def generators(facts: Facts, folder: Path) -> dict[str, Picture]:
+    """How well each score tells the reference's answers from each generator's."""
+    rows: list[tuple[str, dict[str, float | None]]] = [
+        (r.generator, {"contrast": r.contrast, "contrast, equal length": r.equal_length, "perplexity": r.perplexity,
+                       "length": r.length})
+        for r in generator_rows(facts)
+    ]  # fmt: skip
+    rows = [(name, values) for name, values in rows if any(value is not None for value in values.values())]
     if not rows:
         return {}
     figure = canvas("Telling the reference's answers apart", 1.6 + 0.3 * len(rows))

@@ -149,7 +149,7 @@ def lengths(facts: Facts, folder: Path) -> dict[str, Picture]:
 
 
 def scores_by_length(facts: Facts, folder: Path, max_points: int) -> dict[str, Picture]:
-    """Contrast and perplexity against the answer's length, a panel for each component."""
+    """Contrast and perplexity against the answer's length by component, the contrast of held-out ones by generator."""
     pictures = {}
     for score in SCORE_AXES:
         rows = facts.scored.filter(
@@ -157,6 +157,9 @@ def scores_by_length(facts: Facts, folder: Path, max_points: int) -> dict[str, P
         )
         if rows.num_rows:
             pictures[f"score-length-{score}"] = by_length(rows, "component", score, folder, max_points)
+    held = facts.answers_heldout.filter(pc.is_finite(facts.answers_heldout["contrast"]))
+    if held.num_rows:
+        pictures["score-length-contrast-generator"] = by_length(held, "generator", "contrast", folder, max_points)
     return pictures
 
 

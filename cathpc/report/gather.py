@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
@@ -24,6 +25,7 @@ from cathpc.record import unit_hash
 from cathpc.train import metrics
 
 SAMPLE_SEED = 20240508
+HELDOUT_COLUMNS = ["id", "component", "contrast", "perplexity", "answer_tokens"]
 SCORE_COLUMNS = ["id", "status", "perplexity", "contrast", "refusal", "answer_tokens", "correlatives", "steps"]
 
 
@@ -37,6 +39,8 @@ class Facts:
     """What pull read of each source."""
     scored: pa.Table
     """One row a scored record: the columns of its verdict, and `SCORE_COLUMNS`."""
+    answers_heldout: pa.Table
+    """Answers to prompts that no GPT was trained on: `HELDOUT_COLUMNS`, generator, reference (bool)."""
     heldout: pa.Table
     """Held-out answers of the refusal classifier: label, probability."""
     steps: list[dict[str, Any]]
@@ -65,10 +69,12 @@ def gather(inputs: dict[str, Path], *, examples: int) -> Facts:
     """Read the finished folders of the stages; a missing or broken file raises `DataError` with its name."""
     steps = metrics.by_step(_present(inputs["train"] / metrics.METRICS))
     card_counts, card_examples = _cards(inputs["cards"], examples)
+    scored = _scored(inputs["select"], inputs["score"])
     return Facts(
         manifests={name: _json(folder / "manifest.json") for name, folder in inputs.items()},
         sources=_json(inputs["pull"] / "sources.json"),
-        scored=_scored(inputs["select"], inputs["score"]),
+        scored=scored,
+        answers_heldout=_answers(inputs, scored),
         heldout=pq.read_table(inputs["refusal"] / "heldout.parquet", columns=["label", "probability"]),
         steps=steps,
         resumed=[one["global_step"] for one, two in pairwise(steps) if two["attempt"] != one["attempt"]],
@@ -96,6 +102,16 @@ def _scored(select: Path, score: Path) -> pa.Table:
     verdicts = pq.read_table(select / "verdicts.parquet")
     scores = pads.dataset(sorted((score / "scores").glob("*.parquet"))).to_table(columns=SCORE_COLUMNS)
     return verdicts.join(scores, "id", join_type="inner").sort_by("id")
+
+
+def _answers(inputs: dict[str, Path], scored: pa.Table) -> pa.Table:
+    """The scored records among those that the GPTs' stages held out."""
+    parts = []
+    for name in ("reference", "pool"):
+        part = pq.read_table(_present(inputs[name] / "heldout.parquet"))
+        parts.append(part.append_column("reference", pa.array([name == "reference"] * part.num_rows, pa.bool_())))
+    good = scored.filter(pc.equal(scored["status"], "ok")).select(HELDOUT_COLUMNS)
+    return pa.concat_tables(parts).join(good, "id", join_type="inner").sort_by("id")
 
 
 def _cards(folder: Path, examples: int) -> tuple[Counter[str], list[dict[str, Any]]]:

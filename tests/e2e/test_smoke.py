@@ -236,3 +236,41 @@ def test_a_sweep_shares_the_stages_that_are_equal(home: Home) -> None:
     assert swept.returncode == 0, swept.stderr
     assert "[1/2]" in swept.stdout and "[2/2]" in swept.stdout
     assert swept.stdout.count("✓") == 0
+
+
+def test_a_file_of_ones_own_is_scored_with_the_models_of_the_run(home: Home, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    shard = sorted((home.stage("pull") / "records").glob("*.parquet"))[0]
+    records = pq.read_table(shard).to_pylist()
+    scored = pq.read_table(next((home.stage("score") / "scores").glob("scores-00000.parquet"))).to_pylist()
+    lines = [json.dumps({"id": r["id"], "messages": r["messages"]}) for r in records]
+    lines.insert(1, '{"id": "bad", "messages": [{"role": "user", "content": "Well?"}]}')
+    (tmp_path / "own.jsonl").write_text("\n".join(lines) + "\n")
+    result = home.run("score", SMOKE, "--input", str(tmp_path / "own.jsonl"), "--output", str(tmp_path / "out.parquet"))
+    assert result.returncode == 0, result.stderr
+    assert f"{len(lines)} rows" in result.stdout and "1 empty" in result.stdout
+    found = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert found.pop(1) == {**dict.fromkeys(found[0]), "id": "bad", "status": "empty"}
+    for one, other in zip(found, scored, strict=True):
+        assert list(one) == [
+            "id", "status", "perplexity", "nll", "contrast", "refusal", "tokens", "correlatives", "steps",
+        ]  # fmt: skip
+        assert (one["id"], one["status"], one["steps"]) == (other["id"], other["status"], other["steps"])
+        for figure in ("nll", "contrast", "refusal"):
+            assert one[figure] == pytest.approx(other[figure], abs=0.02)
+    assert (tmp_path / "out.parquet").stat().st_mode & 0o077 == 0
+
+
+def test_scoring_with_models_that_are_not_trained_names_the_command_that_trains_them(
+    home: Home, tmp_path: Path
+) -> None:
+    (tmp_path / "own.jsonl").write_text('{"prompt": "Well?", "response": "Yes."}\n')
+    files = ["--input", str(tmp_path / "own.jsonl"), "--output", str(tmp_path / "out.jsonl")]
+    result = home.run("score", SMOKE, "gpt.lr=0.5", *files)
+    assert result.returncode == 2
+    assert "Train them: python -m cathpc +experiment=smoke gpt.lr=0.5" in complaint(result)
+    result = home.run("score", SMOKE, *files, "--answer", "reply", "--instruction", "prompt")
+    assert result.returncode == 2
+    assert "--answer reply: no row has such a column. Columns seen: prompt, response" in complaint(result)
+    assert not (tmp_path / "out.jsonl").exists()

@@ -33,6 +33,33 @@ def tiny_llama(model_cache: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def scoring_folders(model_cache: Path, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of the stages before score: two tiny GPTs with random weights and a tiny classifier."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from cathpc.models.config import RefusalConfig
+    from cathpc.models.refusal import Labelled, fit, save
+    from cathpc.models.source import prepare
+    from cathpc.models.template import Template
+
+    root = tmp_path_factory.mktemp("scoring")
+    for seed, name in enumerate(("reference", "pool")):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)  # far from uniform, so that a fault shows
+        model.save_pretrained(root / name / "model")
+        Template.load(tiny_llama).copy(root / name / "model")
+    rows = [Labelled(str(i), str(i), "q", "no" if i % 2 else "yes of course", bool(i % 2)) for i in range(4)]
+    save(
+        fit(prepare("random:bert", None, model_cache), rows, RefusalConfig(epochs=1, max_len=32)),
+        root / "refusal/model",
+    )
+    return {name: root / name for name in ("reference", "pool", "refusal")}
+
+
+@pytest.fixture(scope="session")
 def native_llama(model_cache: Path) -> Path:
     """random:llama with Llama-3's native template."""
     from cathpc.models.source import prepare

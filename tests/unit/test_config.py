@@ -147,3 +147,14 @@ def test_what_one_stage_asks_for_is_a_key_like_others(override: str) -> None:
     assert stages["score"] == JobConfig(mem_gb=2)
     assert sorted(stages) == ["cards", "pull", "score"], "those of the site's file, and no empty ones"
     assert stages["pull"].mem_gb == 128
+
+
+def test_no_rule_of_selection_may_want_what_was_not_scored() -> None:
+    for override, key in (
+        ("score.min_answer_tokens=17", "min_answer_tokens"),
+        ("score.min_correlatives=2", "min_correlatives"),
+        ("score.languages=[fi]", "languages"),
+    ):
+        with pytest.raises(UserError, match=rf"make select.{key} as strict, or loosen score.{key}"):
+            compose(["+experiment=demo", override])
+    assert compose(["+experiment=demo", "score.min_answer_tokens=10", "score.languages=[en,fi]"]).score.languages

@@ -75,7 +75,7 @@ def ten(facts: Facts) -> Facts:
 
 EVERY = {
     "flow", "flow-sources", "population", "population-components", "length-reasoning", "length-health",
-    "score-length-contrast", "score-length-perplexity",
+    "score-length-contrast", "score-length-perplexity", "score-length-contrast-generator",
 }  # fmt: skip
 
 
@@ -85,7 +85,7 @@ EVERY = {
         (one_component, {"flow-sources", "population-components", "length-reasoning"}),
         (no_refusals, set()),
         (nothing_kept, set()),
-        (nothing_scored, EVERY - {"flow", "flow-sources"}),
+        (nothing_scored, EVERY - {"flow", "flow-sources", "score-length-contrast-generator"}),
         (ten, set()),
     ],
 )
@@ -104,7 +104,7 @@ def test_files_stay_small_for_very_many_records(facts: Facts, tmp_path: Path) ->
     noise |= {"id": pa.array([f"{i:016x}" for i in range(count)]), "refusal": pa.array(rng.beta(0.3, 3, count))}
     draw(changed(replace(facts, scored=many), **noise), tmp_path, max_points=3000)
     sizes = {path.name: path.stat().st_size / 1e3 for path in tmp_path.iterdir()}
-    assert len(sizes) == 16 and max(sizes.values()) < 500, sizes
+    assert len(sizes) == 18 and max(sizes.values()) < 500, sizes
 
 
 def test_a_waterfall_begins_with_the_rows_read_and_leaves_labelled_refusals_out(facts: Facts, tmp_path: Path) -> None:
@@ -134,11 +134,13 @@ def test_rank_correlation_with_the_length_is_told(facts: Facts, tmp_path: Path) 
     assert "ρ =" not in pictures["score-length-perplexity"].alt, "equal values have no rank correlation"
 
 
-def test_generators_are_shown_with_every_score(tmp_path: Path) -> None:
+def test_generators_are_shown_with_every_score(facts: Facts, tmp_path: Path) -> None:
     with rc_context(STYLE):
-        assert figures_scorers.generators([], tmp_path) == {}
-        pictures = figures_scorers.generators([("vicuna", {"contrast": 0.88, "length": None})], tmp_path)
-    assert "vicuna: contrast 0.88, length –" in pictures["auroc"].alt
+        assert not figures_scorers.generators(
+            replace(facts, answers_heldout=facts.answers_heldout.slice(0, 0)), tmp_path
+        )
+        pictures = figures_scorers.generators(facts, tmp_path)
+    assert "vicuna-13b: contrast 0." in pictures["auroc"].alt and "mean: contrast 0." in pictures["auroc"].alt
 
 
 def test_calibration_names_the_error_and_its_interval_where_there_is_one(facts: Facts, tmp_path: Path) -> None:

@@ -82,14 +82,15 @@ def test_every_figure_is_there_with_an_alternative_text(page: Page) -> None:
     figures = {attrs["id"] for attrs in page.all("figure")}
     curves = {f"train-{name}" for name in ("loss", "lr", "norm", "speed")}
     planes = {"population", "population-components", "score-length-contrast", "score-length-perplexity"}
-    others = {"flow", "flow-sources", "length-reasoning", "length-health", "reliability", "fidelity", "time"}
+    others = {"flow", "flow-sources", "length-reasoning", "length-health", "reliability", "fidelity", "time", "auroc"}
+    planes.add("score-length-contrast-generator")
     assert figures == {f"figure-{name}" for name in curves | planes | others}
     assert all(len(attrs["alt"]) > 40 for attrs in page.all("img"))
 
 
 def test_embedded_svg_holds_no_script_and_no_outer_reference(page: Page) -> None:
     texts = [base64.b64decode(a["src"].partition(",")[2]) for a in page.all("img") if "svg" in a["src"][:30]]
-    assert len(texts) == 11
+    assert len(texts) == 12
     for text in texts:
         assert b"<script" not in text
         assert all(ref.startswith(b"#") for ref in re.findall(rb'(?:xlink:)?href="([^"]*)"', text))

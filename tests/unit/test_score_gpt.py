@@ -81,6 +81,29 @@ def test_generators_of_the_pool_take_turns(tmp_path: Path) -> None:
     assert first.count("alpaca") == first.count("vicuna") == 30
 
 
+def test_both_gpts_learn_from_the_same_prompts_and_from_each_once_before_any_twice(tmp_path: Path) -> None:
+    pull = pulled(tmp_path, {"gpt-4": 60, "gpt4_0613": 60, "vicuna": 60, "alpaca": 60, "oasst": 60})
+    prompts = [
+        [r["messages"][0]["content"] for r in chosen(pull, GptConfig(heldout_share=0.3), reference=side)[0]]
+        for side in (True, False)
+    ]
+    count = len(set(prompts[0]))
+    assert 30 < count < 60
+    assert prompts[0][:count] == prompts[1][:count] and len(set(prompts[0][:count])) == count
+    assert set(prompts[0][count : 2 * count]) == set(prompts[0][:count])
+
+
+def test_the_heldout_answers_are_named_for_the_report(tmp_path: Path, model_cache: Path) -> None:
+    pull = pulled(tmp_path / "pull", {"gpt-4": 30, "vicuna": 30})
+    out = tmp_path / "out"
+    out.mkdir()
+    gpt.pool(config(model_cache, train_tokens=100, heldout_share=0.4), {"pull": pull}, out)
+    held = pq.read_table(out / gpt.HELDOUT).to_pylist()
+    records = {r["id"]: r for shard in (pull / "records").iterdir() for r in pq.read_table(shard).to_pylist()}
+    expected = {r["id"] for r in records.values() if r["generator"] == "vicuna" and heldout(r["messages"], 0.4)}
+    assert {r["id"] for r in held} == expected and {r["generator"] for r in held} == {"vicuna"}
+
+
 def test_the_choice_does_not_depend_on_shards_and_more_tokens_only_add(tmp_path: Path) -> None:
     generators = {"vicuna": 120, "alpaca": 120}
     settings = GptConfig(train_tokens=400, heldout_share=0.0)
@@ -88,7 +111,7 @@ def test_the_choice_does_not_depend_on_shards_and_more_tokens_only_add(tmp_path:
     other, _ = chosen(pulled(tmp_path / "b", generators, shard=17), settings, reference=False)
     more, _ = chosen(pulled(tmp_path / "c", generators), GptConfig(heldout_share=0.0), reference=False)
     assert [r["id"] for r in few] == [r["id"] for r in other] == [r["id"] for r in more[: len(few)]]
-    assert len(few) == 2 * 400 // gpt.MIN_TOKENS, "no more is remembered than the tokens can call for"
+    assert len(few) == 400 // gpt.MIN_TOKENS, "no more is remembered than the tokens can call for"
 
 
 def test_training_lowers_the_heldout_perplexity_and_writes_a_model_folder(tmp_path: Path, model_cache: Path) -> None:

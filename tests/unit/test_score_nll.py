@@ -24,35 +24,19 @@ from cathpc import shards
 from cathpc.broken import Broken
 from cathpc.data import likelihood, score
 from cathpc.errors import DataError
-from cathpc.models.config import Dtype, RefusalConfig, ScoreConfig, TemplateConfig
-from cathpc.models.refusal import Labelled, fit, save
-from cathpc.models.source import prepare
+from cathpc.models.config import Dtype, ScoreConfig
+from cathpc.models.gpt import Example
 from cathpc.models.template import Template
 from cathpc.record import RECORD_SCHEMA, SCORE_SCHEMA, Record, Score
 
-TEMPLATE = TemplateConfig(
-    renames={"<|reserved_special_token_0|>": "<|im_start|>", "<|reserved_special_token_1|>": "<|im_end|>"},
-    pad="<|reserved_special_token_2|>",
-)
 TEXT = "because the river is long , we walk slowly and then rest ; therefore nobody is tired today"
 WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of the stages before score: two tiny GPTs with random weights and a tiny classifier."""
-    root = tmp_path_factory.mktemp("models")
-    llama, bert = prepare("random:llama", TEMPLATE, root / "cache"), prepare("random:bert", None, root / "cache")
-    for seed, name in enumerate(("reference", "pool")):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_pretrained(llama)
-        for parameter in model.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)  # far from uniform, so that a fault shows
-        model.save_pretrained(root / name / "model")
-        Template.load(llama).copy(root / name / "model")
-    rows = [Labelled(str(i), str(i), "q", "no" if i % 2 else "yes of course", bool(i % 2)) for i in range(4)]
-    save(fit(bert, rows, RefusalConfig(epochs=1, max_len=32)), root / "refusal" / "model")
-    return {name: root / name for name in ("reference", "pool", "refusal")}
+def inputs(scoring_folders: dict[str, Path]) -> dict[str, Path]:
+    """Folders of the stages before score."""
+    return scoring_folders
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +89,67 @@ def test_a_score_does_not_depend_on_its_batch(models: likelihood.ScoringModels, 
         assert {k: v for k, v in asdict(one).items() if k in counts} == {
             k: v for k, v in asdict(alone).items() if k in counts
         }
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(Dtype.float32, 1e-5), (Dtype.bfloat16, 0.02)])
+def test_the_same_record_gets_the_same_score_alone_in_a_batch_in_any_shard_and_with_any_threads(
+    inputs: dict[str, Path], dtype: Dtype, tolerance: float
+) -> None:
+    """Within 1e-5 nat a token in float32 and 0.02 in bfloat16, where a batch of another shape rounds differently."""
+    before = torch.get_num_threads()
+    models = likelihood.ScoringModels.load(ScoreConfig(dtype=dtype, window=400, threads=1), **inputs)
+    try:
+        alone = [likelihood.score_records([row], models)[0] for row in RECORDS]
+        found = {"batch": likelihood.score_records(RECORDS, replace(models, batch_tokens=2048))}
+        found["shards"] = [
+            s for i in range(0, len(RECORDS), 5) for s in likelihood.score_records(RECORDS[i : i + 5], models)
+        ]
+        torch.set_num_threads(2)
+        found["threads"] = likelihood.score_records(RECORDS, models)
+    finally:
+        torch.set_num_threads(before)
+    for way, scores in found.items():
+        for one, other in zip(alone, scores, strict=True):
+            for figure in ("nll", "pool_nll", "contrast", "refusal"):
+                assert getattr(other, figure) == pytest.approx(getattr(one, figure), abs=tolerance), way
+            assert (other.id, other.tokens, other.steps) == (one.id, one.tokens, one.steps)
+
+
+def test_bfloat16_is_near_float32_on_a_trained_model(smollm2: Path) -> None:
+    """Within 0.01 nat a token on average, and no record further than 0.05."""
+    shown = ["Paris is the capital of France, because the king lived there.", "2 + 2 = 4", "I am sorry, but I cannot."]
+    template = Template.load(smollm2)
+    pairs = [[{"role": "user", "content": "Why?"}, {"role": "assistant", "content": f"{t} {TEXT} " * 3}] for t in shown]
+    examples = [Example(*template.encode(pair)) for pair in pairs]
+    exact, near = (
+        likelihood.mean_nll(likelihood._load(smollm2, dtype), examples, template.pad_id)
+        for dtype in (Dtype.float32, Dtype.bfloat16)
+    )
+    assert abs(near - exact).mean() < 0.01 and abs(near - exact).max() < 0.05
+
+
+def test_what_is_out_of_bounds_is_counted_and_costs_no_pass(models: likelihood.ScoringModels) -> None:
+    rows = [record(1, words=3), record(2, words=30)]
+    rows += [
+        Record("c", "s", "general", [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes " * 20}])
+    ]
+    bounds = likelihood.Bounds(min_answer_tokens=10, min_correlatives=1)
+    passes: list[int] = []
+    hook = models.reference.get_decoder().register_forward_hook(lambda m, a, out: passes.append(len(out[0])))
+    scores = likelihood.score_records(rows, replace(models, bounds=bounds))
+    hook.remove()
+    assert [s.status for s in scores] == ["skipped", "ok", "skipped"] and passes == [1]
+    for left in (scores[0], scores[2]):
+        assert left.nll is left.contrast is left.refusal is None
+        assert left.answer_tokens and left.correlatives is not None and left.language
+    other = likelihood.score_records(rows, replace(models, bounds=likelihood.Bounds(languages=("fi",))))
+    assert {s.status for s in other} == {"skipped"}
+
+
+def test_no_window_is_longer_than_the_models_context(inputs: dict[str, Path]) -> None:
+    config = json.loads((inputs["reference"] / "model/config.json").read_text())
+    models = likelihood.ScoringModels.load(ScoreConfig(window=10**9), **inputs)
+    assert models.window == config["max_position_embeddings"]
 
 
 def test_only_answers_count_and_the_last_turn_is_measured(models: likelihood.ScoringModels) -> None:

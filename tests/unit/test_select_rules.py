@@ -81,6 +81,12 @@ def test_a_record_without_scores_is_dropped_by_its_status(tmp_path: Path) -> Non
     assert reason(judge(tmp_path, (record("bad"), bad))) == ("status", 5000, None)
 
 
+def test_a_record_that_was_not_worth_scoring_is_dropped_by_the_rule_that_says_why(tmp_path: Path) -> None:
+    counts = {"tokens": 90, "answer_tokens": 70, "steps": 1, "language": "en"}
+    bad = Score("bad", status="skipped", correlatives=0, **counts)
+    assert reason(judge(tmp_path, (record("bad"), bad))) == ("no_correlative", 0, 1)
+
+
 def test_a_record_of_another_language_is_dropped(tmp_path: Path) -> None:
     assert reason(judge(tmp_path, (record("bad"), score("bad", language="de")))) == ("language", None, None)
 

@@ -1,0 +1,204 @@
+"""Likelihoods beside what one would write without cathpc, in one run: `python -m tests.bench.score`.
+
+The same model (SmolLM2-135M, or `--base`), the same texts (answers of GPT-4 and others in `../shared/data`, else those
+that ship with cathpc), the same token ids, the same threads; tokens are those of the whole conversation. In each round
+every contender has its turn; what is printed is the median of the rounds.
+
+- `evaluate`: the algorithm of Hugging Face `evaluate`'s perplexity metric, stated anew: float32, batches of 16 texts as
+  they come, padded, attention mask, all logits, cross entropy of all tokens. On `--few` of the texts.
+- `loop`: bfloat16, a record at a time, logits of the answer alone.
+- `forward`: the bare forward pass in bfloat16, all logits and no loss, on batches without padding whose sequences have
+  the texts' mean length, at the batch size that is fastest.
+- `ours`: what stage `score` does for each of its two models (`cathpc.data.likelihood`).
+
+Then how far ours is off float32 on `--few` texts: |difference| in nats a token, averaged over their answer tokens and
+over records (where an answer of three tokens, which any rounding in bfloat16 moves by 0.1, counts like a long one), and
+Spearman's correlation. CPU seconds beside the clock: on a busy machine they compare better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from cathpc.config import compose
+from cathpc.data.likelihood import in_batches, mean_nll
+from cathpc.models.blocks import speed_up
+from cathpc.models.gpt import Example, token_nll
+from cathpc.models.source import prepare
+from cathpc.models.template import Template
+from cathpc.record import unit_hash
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared" / "data"
+WANTED = {"evaluate": 12.0, "loop": 1.1, "forward": 0.95}
+"""Least tokens/s of ours over those of each contender."""
+REPEAT = 2
+"""Passes of `forward` a round, behind one that warms up."""
+
+
+def texts(count: int) -> list[list[dict[str, str]]]:
+    """`count` conversations, by a hash of their texts."""
+    rows: list[dict[str, str]] = []
+    if SHARED.is_dir():
+        for name in ("instruct_gpt4.jsonl", "instruct_mixed.jsonl"):
+            rows += map(json.loads, (SHARED / name).read_text("utf-8").splitlines())
+    else:
+        print("../shared/data is absent: the texts that ship with cathpc")
+        rows = json.loads((ROOT / "cathpc/assets/demo/general.json").read_text("utf-8"))
+    pairs = [(row.get("instruction"), row.get("output")) for row in rows]
+    good = [(p, a) for p, a in pairs if isinstance(p, str) and isinstance(a, str) and p.strip() and a.strip()]
+    good.sort(key=lambda pair: unit_hash("".join(pair), 0))
+    return [[{"role": "user", "content": p}, {"role": "assistant", "content": a}] for p, a in good[:count]]
+
+
+def by_evaluate(model: Any, examples: list[Example], pad: int) -> None:
+    """One pass of `evaluate`'s perplexity over the texts."""
+    loss = torch.nn.CrossEntropyLoss(reduction="none")
+    for start in range(0, len(examples), 16):
+        batch = [e.ids for e in examples[start : start + 16]]
+        width = max(map(len, batch))
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row in batch])
+        attention = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch])
+        with torch.no_grad():
+            logits = model(ids, attention_mask=attention).logits
+        shifted, labels, counted = logits[..., :-1, :].contiguous(), ids[..., 1:].contiguous(), attention[..., 1:]
+        torch.exp((loss(shifted.transpose(1, 2), labels) * counted).sum(1) / counted.sum(1)).tolist()
+
+
+def by_loop(model: Any, examples: list[Example]) -> None:
+    """One record at a time."""
+    with torch.inference_mode():
+        for example in examples:
+            ids, mask = torch.tensor([example.ids]), torch.tensor([example.mask])
+            token_nll(model, ids, mask, chunk=0)[0].mean().item()
+
+
+def by_ours(model: Any, examples: list[Example], pad: int, batch_tokens: int) -> np.ndarray:
+    """NLL of each example, in their order."""
+    found = np.zeros(len(examples))
+    for batch in in_batches([len(e.ids) for e in examples], batch_tokens):
+        found[batch] = mean_nll(model, [examples[i] for i in batch], pad)
+    return found
+
+
+def forward(model: Any, length: int, tokens: int, vocabulary: int) -> Callable[[], int]:
+    """A bare forward pass over about `tokens` tokens, and how many it took."""
+    ids = torch.randint(vocabulary, (max(1, tokens // length), length))
+
+    def once() -> int:
+        with torch.inference_mode():
+            model(ids, use_cache=False).logits  # noqa: B018  (that it is computed is the point)
+        return ids.numel()
+
+    return once
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """(seconds, CPU seconds) of one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's correlation of values without ties."""
+    ranks = [np.argsort(np.argsort(values)) for values in (one, other)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="", help="another model than SmolLM2-135M")
+    parser.add_argument("--cache", type=Path, default=ROOT / "cache")
+    parser.add_argument("--records", type=int, default=192)
+    parser.add_argument("--few", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--batch-tokens", type=int, nargs="+", default=[compose(["+experiment=demo"]).score.batch_tokens]
+    )
+    parser.add_argument("--shapes", type=int, nargs="+", default=[512, 1024, 2048, 4096], help="tokens of `forward`")
+    parser.add_argument("--skip-slow", action="store_true", help="without `evaluate`")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    gpt = compose(["+experiment=demo"]).gpt
+    folder = prepare(arguments.base or gpt.base, gpt.template, arguments.cache)
+    template = Template.load(folder)
+    examples = [Example(*template.encode(messages)) for messages in texts(arguments.records)]
+    examples = [e for e in examples if len(e.ids) <= 1024]
+    few = examples[: arguments.few]
+    tokens, few_tokens = (sum(len(e.ids) for e in part) for part in (examples, few))
+    mean = round(tokens / len(examples))
+    print(
+        f"{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}; {len(examples)} records, "
+        f"{tokens:,} tokens, {sum(sum(e.mask) for e in examples) / tokens:.0%} supervised; mean length {mean}"
+    )
+
+    full = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    vocabulary = plain.config.vocab_size
+    shapes = arguments.shapes
+    rates: dict[str, list[tuple[float, float]]] = {}
+
+    def add(name: str, count: int, seconds: tuple[float, float]) -> None:
+        rates.setdefault(name, []).append((count / seconds[0], count / seconds[1]))
+        print(f"  {name:<22}{count / seconds[0]:>10,.0f} tokens/s{count / seconds[1]:>10,.0f} a CPU second", flush=True)
+
+    # What ours tells the allocator holds for the process: the contenders run before it is told.
+    for _ in range(arguments.rounds):
+        if not arguments.skip_slow:
+            add("evaluate", few_tokens, timed(lambda: by_evaluate(full, few, template.pad_id)))
+        add("loop", tokens, timed(lambda: by_loop(plain, examples)))
+        for shape in shapes:
+            once = forward(plain, mean, shape, vocabulary)
+            add(f"forward {shape}", REPEAT * once(), timed(lambda o=once: [o() for _ in range(REPEAT)]))
+    fast = speed_up(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval())
+    found: dict[int, np.ndarray] = {}
+    for _ in range(arguments.rounds):
+        for size in arguments.batch_tokens:
+            add(
+                f"ours {size}",
+                tokens,
+                timed(lambda s=size: found.update({s: by_ours(fast, examples, template.pad_id, s)})),
+            )
+        for shape in shapes:  # the same allocator
+            once = forward(plain, mean, shape, vocabulary)
+            add(f"forward {shape} again", REPEAT * once(), timed(lambda o=once: [o() for _ in range(REPEAT)]))
+
+    print("medians")
+    medians = {name: tuple(statistics.median(v) for v in zip(*seen, strict=True)) for name, seen in rates.items()}
+    for name, (wall, cpu) in medians.items():
+        print(f"{name:<22}{wall:>10,.0f} tokens/s{cpu:>10,.0f} a CPU second")
+    ours = max((name for name in medians if name.startswith("ours")), key=lambda n: medians[n])
+    for against, least in WANTED.items():
+        rivals = [name for name in medians if name.startswith(against)]
+        if rivals:
+            best = max(rivals, key=lambda n: medians[n])
+            ratio, cpu = (medians[ours][i] / medians[best][i] for i in (0, 1))
+            verdict = "ok" if ratio >= least else "MISSED"
+            print(f"{ours} / {best}: {ratio:.2f} (by CPU time {cpu:.2f}), wanted {least}: {verdict}")
+    exact = by_ours(full, few, template.pad_id, 1024)
+    half = next(iter(found.values()))[: len(few)]
+    off, weights = np.abs(half - exact), np.array([sum(e.mask) for e in few])
+    print(
+        f"off float32 on {len(few)} records, in nats a token: mean {np.average(off, weights=weights):.4f} over tokens, "
+        f"{off.mean():.4f} over records, largest {off.max():.4f}; "
+        f"Spearman {rank_correlation(half, exact):.5f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
