@@ -44,6 +44,7 @@ def reliability(facts: Facts, folder: Path) -> dict[str, Picture]:
 
 def generators(rows: Sequence[tuple[str, dict[str, float | None]]], folder: Path) -> dict[str, Picture]:
     """How well each score tells the reference's answers from each generator's: (generator, {score: AUROC})."""
+    rows = [(name, values) for name, values in rows if any(value is not None for value in values.values())]
     if not rows:
         return {}
     figure = canvas("Telling the reference's answers apart", 1.6 + 0.3 * len(rows))

@@ -137,6 +137,7 @@ def test_rank_correlation_with_the_length_is_told(facts: Facts, tmp_path: Path) 
 def test_generators_are_shown_with_every_score(tmp_path: Path) -> None:
     with rc_context(STYLE):
         assert figures_scorers.generators([], tmp_path) == {}
+        assert figures_scorers.generators([("vicuna", {"contrast": None, "length": None})], tmp_path) == {}
         pictures = figures_scorers.generators([("vicuna", {"contrast": 0.88, "length": None})], tmp_path)
     assert "vicuna: contrast 0.88, length –" in pictures["auroc"].alt
 
