@@ -59,7 +59,8 @@ def build(root: Path, *, count: int = 400) -> dict[str, Path]:
         "evaluate": _evaluate(folders["evaluate"], rng),
     }  # fmt: skip
     for start, (name, generator) in enumerate((("reference", "gpt-4"), ("pool", "vicuna-13b"))):
-        held = {"id": [r["id"] for r in records[start::2]], "generator": [generator] * len(records[start::2])}
+        mine = [record["id"] for number, record in enumerate(records) if number // 4 % 2 == start]
+        held = {"id": mine, "generator": [generator] * len(mine)}
         pq.write_table(pa.table(held), folders[name] / "heldout.parquet")
     (folders["score"] / "scores").mkdir()
     _parquet(folders["score"] / "scores" / "scores-00000.parquet", scores, SCORE_SCHEMA)

@@ -17,7 +17,7 @@ from cathpc.data import filters
 from cathpc.report import auroc
 from cathpc.report.gather import Facts
 from cathpc.report.html import number, percent, words
-from cathpc.report.measures import floats, judgements, of_component, ok, quality_cuts, rule_counts, source_counts
+from cathpc.report.measures import floats, generator_rows, of_component, ok, quality_cuts, rule_counts, source_counts
 from cathpc.report.picture import Picture
 from cathpc.report.style import in_order
 from cathpc.report.tables import LABELS, first_user, label, table
@@ -159,7 +159,8 @@ def models(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     ]
     rows.append(["generators", *(", ".join(summary["generators"]) for _, summary in gpts)])
     judged = [
-        [r.generator, r.answers, r.contrast, r.equal_length, r.pairs, r.perplexity, r.length] for r in judgements(facts)
+        [r.generator, r.answers, r.contrast, r.equal_length, r.pairs, r.perplexity, r.length]
+        for r in generator_rows(facts)
     ]
     refusal = facts.summary("refusal")
     shown = [[label(k), v, _band(refusal["bands"].get(k))] for k, v in refusal.items() if k not in ("line", "bands")]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib import rc_context
 
-from cathpc.report import figures_flow, figures_scorers, figures_scores, figures_training, measures
+from cathpc.report import figures_flow, figures_scorers, figures_scores, figures_training
 from cathpc.report.gather import Facts
 from cathpc.report.picture import Picture
 from cathpc.report.style import STYLE
@@ -28,7 +28,7 @@ def draw(facts: Facts, folder: Path, *, max_points: int) -> dict[str, Picture]:
             **figures_scores.population(facts, folder, max_points),
             **figures_scores.lengths(facts, folder),
             **figures_scores.scores_by_length(facts, folder, max_points),
-            **figures_scorers.generators(measures.judgements(facts), folder),
+            **figures_scorers.generators(facts, folder),
             **figures_scorers.reliability(facts, folder),
             **figures_training.training(facts, folder),
             **figures_training.fidelity(facts, folder),

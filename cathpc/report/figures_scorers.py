@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from cathpc.report import auroc, plots
+from cathpc.report import plots
 from cathpc.report.gather import Facts
 from cathpc.report.html import number
-from cathpc.report.measures import floats
+from cathpc.report.measures import floats, generator_rows
 from cathpc.report.picture import Picture, canvas, save
 from cathpc.report.reliability import tenths
 
@@ -31,33 +30,27 @@ def reliability(facts: Facts, folder: Path) -> dict[str, Picture]:
     figure.legend(list(once.values()), list(once), loc="outside lower left", ncols=3, columnspacing=1.2)
     points = ", ".join(f"{p:.2f} → {o:.2f} (n={n})" for p, o, n in zip(*tenths(label, probability), strict=True))
     alt = f"Reliability curve on {label.size:,} held-out answers; predicted → observed share of refusals: {points}."
-    band = summary.get("bands", {}).get("ece")
-    interval = f" (95% interval {number(band[0])} to {number(band[1])})" if band else ""
+    low, high = summary["bands"]["ece"]
     caption = (
         f"{label.size:,} held-out answers. On the diagonal, a score of 0.3 means that three in ten such answers are "
         "refusals. The line is the isotonic fit; that of a calibrated classifier would lie within the band in 95% of "
         "samples of this size. The dots are ten bins of equally many answers "
-        f"with Wilson's intervals, over which the expected calibration error is {number(summary['ece'])}{interval}."
+        f"with Wilson's intervals, over which the expected calibration error is {number(summary['ece'])} "
+        f"(95% interval {number(low)} to {number(high)})."
     )
     return {"reliability": save(figure, folder, "reliability", alt, caption)}
 
 
-def generators(judged: Sequence[auroc.Row], folder: Path) -> dict[str, Picture]:
+def generators(facts: Facts, folder: Path) -> dict[str, Picture]:
     """How well each score tells the reference's answers from each generator's."""
-    if not judged:
+    rows: list[tuple[str, dict[str, float | None]]] = [
+        (r.generator, {"contrast": r.contrast, "contrast, equal length": r.equal_length, "perplexity": r.perplexity,
+                       "length": r.length})
+        for r in generator_rows(facts)
+    ]  # fmt: skip
+    rows = [(name, values) for name, values in rows if any(value is not None for value in values.values())]
+    if not rows:
         return {}
-    rows = [
-        (
-            row.generator,
-            {
-                "contrast": row.contrast,
-                "contrast at equal length": row.equal_length,
-                "perplexity": row.perplexity,
-                "length": row.length,
-            },
-        )
-        for row in judged
-    ]
     figure = canvas("Telling the reference's answers apart", 1.6 + 0.3 * len(rows))
     plots.auroc(figure.add_subplot(), rows)
     said = "; ".join(

@@ -22,6 +22,8 @@ from cathpc.report.style import BLUE, COMPONENT_COLOURS, COMPONENT_MARKERS, GREY
 LENGTH_RULES = {"reasoning": "reasoning_min_tokens", "health": "health_min_tokens"}
 """Component -> key of `select` that its answers must exceed."""
 LENGTH_TITLES = {"reasoning": "Length of chains of thought", "health": "Length of health answers"}
+FLAT = 0.05
+"""Spread of refusal scores, in log-odds, below which they are all the same."""
 SCORE_AXES = {"contrast": "contrast in nats a token", "perplexity": "perplexity (lower is better)"}
 
 
@@ -149,7 +151,7 @@ def lengths(facts: Facts, folder: Path) -> dict[str, Picture]:
 
 
 def scores_by_length(facts: Facts, folder: Path, max_points: int) -> dict[str, Picture]:
-    """Contrast and perplexity against the answer's length, a panel for each component."""
+    """Contrast and perplexity against the answer's length by component, the contrast of held-out ones by generator."""
     pictures = {}
     for score in SCORE_AXES:
         rows = facts.scored.filter(
@@ -157,6 +159,9 @@ def scores_by_length(facts: Facts, folder: Path, max_points: int) -> dict[str, P
         )
         if rows.num_rows:
             pictures[f"score-length-{score}"] = by_length(rows, "component", score, folder, max_points)
+    held = facts.answers_heldout.filter(pc.is_finite(facts.answers_heldout["contrast"]))
+    if held.num_rows:
+        pictures["score-length-contrast-generator"] = by_length(held, "generator", "contrast", folder, max_points)
     return pictures
 
 
@@ -165,7 +170,7 @@ def by_length(rows: pa.Table, group: str, score: str, folder: Path, max_points: 
     names = in_order(rows[group].unique().to_pylist())
     most = max(max_points // len(names), 1)
     rows_of_panels = -(-len(names) // 2) if len(names) > 1 else 1.5
-    figure = canvas(f"{score.capitalize()} by length of the answer", 0.9 + 1.7 * rows_of_panels)
+    figure = canvas(f"{score.capitalize()} by length and {group}", 0.9 + 1.7 * rows_of_panels)
     all_tokens, all_scores = floats(rows["answer_tokens"]), floats(rows[score])
     overall = plots_lengths.binned(all_tokens, all_scores) if len(names) > 1 else None
     tokens_range = plots_population.extent(all_tokens)
@@ -200,8 +205,11 @@ def by_length(rows: pa.Table, group: str, score: str, folder: Path, max_points: 
 
 
 def _density(rows: pa.Table, quality: str) -> density.Density | None:
+    """The density of the plane; None where nearly all refusal scores are alike, which leaves no plane."""
     values = floats(rows[quality])
     refusal = plots_population.logit(plots_population.clip(floats(rows["refusal"])))
+    if refusal.std() < FLAT:
+        return None
     return density.plane(refusal, values if HIGHER_IS_BETTER[quality] else np.log(values))
 
 

@@ -40,24 +40,25 @@ def quality_cuts(facts: Facts) -> dict[str, float]:
     return dict(zip(cuts["component"].to_pylist(), cuts["threshold_max"].to_pylist(), strict=True))
 
 
-def judgements(facts: Facts) -> list[auroc.Row]:
-    """How well each score tells the reference's answers from each generator's, on held-out prompts."""
-    held = facts.answers_heldout
-    answers = auroc.Answers(
-        generator=np.asarray(held["generator"].to_pylist(), object),
-        component=np.asarray(held["component"].to_pylist(), object),
-        reference=np.asarray(held["reference"].to_pylist(), bool),
-        contrast=floats(held["contrast"]),
-        perplexity=floats(held["perplexity"]),
-        tokens=floats(held["answer_tokens"]),
-    )
-    return auroc.table(answers)
-
-
 def ok(table: pa.Table, facts: Facts) -> pa.Table:
     """The rows that have a refusal score and a finite quality."""
     quality = facts.config("select", "select")["quality"]
     return table.filter(pc.and_kleene(pc.is_valid(table["refusal"]), pc.is_finite(table[quality])))
+
+
+def generator_rows(facts: Facts) -> list[auroc.Row]:
+    """How well the scores tell the reference's answers from each generator's, on prompts that no GPT was trained on."""
+    held = facts.answers_heldout
+    return auroc.table(
+        auroc.Answers(
+            generator=np.asarray(held["generator"].to_pylist(), object),
+            component=np.asarray(held["component"].to_pylist(), object),
+            reference=np.asarray(held["reference"].to_pylist(), bool),
+            contrast=floats(held["contrast"]),
+            perplexity=floats(held["perplexity"]),
+            tokens=floats(held["answer_tokens"]),
+        )
+    )
 
 
 def of_component(table: pa.Table, component: str) -> pa.Table:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pytest
 from matplotlib import rc_context
 
-from cathpc.report import auroc, figures_flow, figures_scorers, figures_scores
+from cathpc.report import figures_flow, figures_scorers, figures_scores
 from cathpc.report.gather import Facts, gather
 from cathpc.report.measures import of_component
 from cathpc.report.picture import Picture
@@ -75,7 +75,7 @@ def ten(facts: Facts) -> Facts:
 
 EVERY = {
     "flow", "flow-sources", "population", "population-components", "length-reasoning", "length-health",
-    "score-length-contrast", "score-length-perplexity",
+    "score-length-contrast", "score-length-perplexity", "score-length-contrast-generator",
 }  # fmt: skip
 
 
@@ -85,7 +85,7 @@ EVERY = {
         (one_component, {"flow-sources", "population-components", "length-reasoning"}),
         (no_refusals, set()),
         (nothing_kept, set()),
-        (nothing_scored, EVERY - {"flow", "flow-sources"}),
+        (nothing_scored, EVERY - {"flow", "flow-sources", "score-length-contrast-generator"}),
         (ten, set()),
     ],
 )
@@ -104,7 +104,7 @@ def test_files_stay_small_for_very_many_records(facts: Facts, tmp_path: Path) ->
     noise |= {"id": pa.array([f"{i:016x}" for i in range(count)]), "refusal": pa.array(rng.beta(0.3, 3, count))}
     draw(changed(replace(facts, scored=many), **noise), tmp_path, max_points=3000)
     sizes = {path.name: path.stat().st_size / 1e3 for path in tmp_path.iterdir()}
-    assert len(sizes) == 16 and max(sizes.values()) < 500, sizes
+    assert len(sizes) == 18 and max(sizes.values()) < 500, sizes
 
 
 def test_a_waterfall_begins_with_the_rows_read_and_leaves_labelled_refusals_out(facts: Facts, tmp_path: Path) -> None:
@@ -134,21 +134,17 @@ def test_rank_correlation_with_the_length_is_told(facts: Facts, tmp_path: Path) 
     assert "ρ =" not in pictures["score-length-perplexity"].alt, "equal values have no rank correlation"
 
 
-def test_generators_are_shown_with_every_score(tmp_path: Path) -> None:
+def test_generators_are_shown_with_every_score(facts: Facts, tmp_path: Path) -> None:
     with rc_context(STYLE):
-        assert figures_scorers.generators([], tmp_path) == {}
-        judged = auroc.Row("vicuna", 9, contrast=0.88, equal_length=None, pairs=0, perplexity=0.3, length=0.6)
-        pictures = figures_scorers.generators([judged], tmp_path)
-    assert "vicuna: contrast 0.88, contrast at equal length –, perplexity 0.3, length 0.6" in pictures["auroc"].alt
+        assert not figures_scorers.generators(
+            replace(facts, answers_heldout=facts.answers_heldout.slice(0, 0)), tmp_path
+        )
+        pictures = figures_scorers.generators(facts, tmp_path)
+    assert "vicuna-13b: contrast 0." in pictures["auroc"].alt and "mean: contrast 0." in pictures["auroc"].alt
 
 
-def test_calibration_names_the_error_and_its_interval_where_there_is_one(facts: Facts, tmp_path: Path) -> None:
+def test_calibration_names_the_error_and_its_interval(facts: Facts, tmp_path: Path) -> None:
     with rc_context(STYLE):
-        plain = figures_scorers.reliability(facts, tmp_path)["reliability"]
-        manifest = facts.manifests["refusal"]
-        summary = {**manifest["summary"], "bands": {"ece": [0.03, 0.09]}}
-        told = replace(facts, manifests={**facts.manifests, "refusal": {**manifest, "summary": summary}})
-        banded = figures_scorers.reliability(told, tmp_path)["reliability"]
+        picture = figures_scorers.reliability(facts, tmp_path)["reliability"]
         assert not figures_scorers.reliability(replace(facts, heldout=facts.heldout.slice(0, 0)), tmp_path)
-    assert "calibration error is 0.041." in plain.caption
-    assert "calibration error is 0.041 (95% interval 0.03 to 0.09)." in banded.caption
+    assert "calibration error is 0.041 (95% interval 0.03 to 0.09)." in picture.caption

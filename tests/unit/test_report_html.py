@@ -67,7 +67,7 @@ def test_every_tag_is_closed_and_every_link_within_the_page_has_its_target(page:
     ids = [attrs["id"] for _, attrs in page.tags if attrs.get("id")]
     assert len(ids) == len(set(ids))
     inner = [a["href"][1:] for a in page.all("a") if a["href"].startswith("#")]
-    assert len(inner) == 12 and set(inner) <= set(ids)
+    assert len(inner) == 11 and set(inner) <= set(ids)
 
 
 def test_nothing_is_loaded_from_outside(page: Page) -> None:
@@ -82,7 +82,8 @@ def test_every_figure_is_there_with_an_alternative_text(page: Page) -> None:
     figures = {attrs["id"] for attrs in page.all("figure")}
     curves = {f"train-{name}" for name in ("loss", "lr", "norm", "speed")}
     planes = {"population", "population-components", "score-length-contrast", "score-length-perplexity"}
-    others = {"flow", "flow-sources", "length-reasoning", "length-health", "reliability", "auroc", "fidelity", "time"}
+    others = {"flow", "flow-sources", "length-reasoning", "length-health", "reliability", "fidelity", "time", "auroc"}
+    planes.add("score-length-contrast-generator")
     assert figures == {f"figure-{name}" for name in curves | planes | others}
     assert all(len(attrs["alt"]) > 40 for attrs in page.all("img"))
 
