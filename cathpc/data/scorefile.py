@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from cathpc.broken import Broken
 from cathpc.data.config import Format, SourceConfig
 from cathpc.data.files import blocks
-from cathpc.data.formats import NO_ANSWER, Reject, to_record
+from cathpc.data.formats import NO_ANSWER, UNREADABLE, Reject, to_record
 from cathpc.data.read import rows
 from cathpc.data.sources import COMPRESSIONS, KINDS, file_kind
 from cathpc.errors import UserError
@@ -83,6 +83,8 @@ def survey(file: Path, max_bytes: int) -> Survey:
         count += 1
         if isinstance(row, dict):
             columns.update(dict.fromkeys(map(str, row)))
+        elif isinstance(row, Reject) and row.reason == UNREADABLE and not columns:
+            raise UserError(f"--input {file} cannot be read as {file_kind(file.name)}: {row}")
     if not count:
         raise UserError(f"--input {file} has no row")
     return Survey(count, tuple(columns))
