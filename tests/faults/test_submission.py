@@ -60,7 +60,7 @@ def test_fault_14_slurmctld_down_at_the_requeue_is_asked_until_it_is_back(finish
     without(finished, site, "score")
     asked: set[int] = set()
     try:
-        killed_without_controller(site)
+        killed_without_controller(site, "cluster.requeue_wait_s=600")
         trap = min(wait(lambda: site.processes("cathpc.dispatch.attempt"), what="the trap"))  # the others are its forks
 
         def in_vain() -> bool:
