@@ -341,6 +341,16 @@ def checkpoints(out: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
+def plain(world: SimpleNamespace) -> SimpleNamespace:
+    """The world without dropout, whose random numbers depend on how a batch is split over ranks."""
+    base = world.top / "plain"
+    shutil.copytree(world.base, base)
+    config = json.loads((base / "model/config.json").read_text())
+    (base / "model/config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
+    return SimpleNamespace(**{**vars(world), "base": base})
+
+
+@pytest.fixture(scope="module")
 def whole(world: SimpleNamespace) -> Path:
     """An uninterrupted run in float32."""
     return trained(world, world.top / "whole", settings())

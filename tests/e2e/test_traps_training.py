@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,18 +12,9 @@ import pytest
 from cathpc.errors import EXIT_AGAIN
 from cathpc.train import metrics
 from tests.e2e.ranks import assert_same_training, checkpoints, evals, grad_norms, launch, losses, settings, trained
+from tests.e2e.ranks import plain as plain
 from tests.e2e.ranks import whole as whole
 from tests.e2e.ranks import world as world
-
-
-@pytest.fixture(scope="module")
-def plain(world: SimpleNamespace) -> SimpleNamespace:
-    """The world without dropout, whose random numbers depend on how a batch is split."""
-    base = world.top / "plain"
-    shutil.copytree(world.base, base)
-    config = json.loads((base / "model/config.json").read_text())
-    (base / "model/config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
-    return SimpleNamespace(top=world.top, pack=world.pack, base=base, nursery=world.nursery)
 
 
 @pytest.mark.parametrize(("dtype", "noise"), [("float32", 1e-5), ("bfloat16", 2e-2)])
