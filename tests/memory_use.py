@@ -15,11 +15,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cathpc.models.config import Dtype
 from cathpc.models.shape import ShapeConfig
 from cathpc.train.config import LoraConfig, Offload, TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 ROOT = Path(__file__).parents[1]
 EVERY_S = 0.004
@@ -84,11 +87,11 @@ def train_config(plain: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**{name: enums[name](value) if name in enums else value for name, value in plain.items()})
 
 
-def build(shape: ShapeConfig, folder: Path) -> None:
-    """Write a Llama of random weights to `folder`."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def llama(shape: ShapeConfig, **more: Any) -> LlamaConfig:
+    """The config of a Llama of this shape."""
+    from transformers import LlamaConfig
 
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.width,
         intermediate_size=shape.mlp_width,
@@ -97,10 +100,15 @@ def build(shape: ShapeConfig, folder: Path) -> None:
         num_key_value_heads=shape.kv_heads,
         head_dim=shape.head_dim,
         tie_word_embeddings=shape.tied,
-        bos_token_id=0,
-        eos_token_id=1,
+        **more,
     )
-    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+
+
+def build(shape: ShapeConfig, folder: Path) -> None:
+    """Write a Llama of random weights to `folder`."""
+    from transformers import LlamaForCausalLM
+
+    LlamaForCausalLM(llama(shape, bos_token_id=0, eos_token_id=1)).bfloat16().save_pretrained(folder)
 
 
 def used(folder: Path, train: dict[str, Any], seq_len: int, steps: int = 2) -> list[int]:

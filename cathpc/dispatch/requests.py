@@ -21,6 +21,7 @@ from cathpc.models.shape import parameters
 from cathpc.pipeline import Place, Stage
 from cathpc.progress import duration
 from cathpc.store import Place as Folder
+from cathpc.train import estimate
 
 COMMENT = "cathpc"
 WIDTH = 16
@@ -96,7 +97,7 @@ def words(stage: Stage, config: Config, width: int | None = None) -> str:
 def lead_s(folder: Path, config: Config, stage: Stage) -> int:
     """Seconds of warning before the limit: what the config says, or longer where a measured run needs it.
 
-    Twice the longest save plus twice the longest step (with an evaluation's batch inside one), plus 30 s for starting.
+    By the longest save and the longest step (with an evaluation's batch inside one), see `estimate.lead_seconds`.
     """
     asked = config.cluster.lead_s
     if stage.place is not Place.ranks:
@@ -113,7 +114,7 @@ def lead_s(folder: Path, config: Config, stage: Stage) -> int:
                 step = max(step, sum(seconds.get(k, 0.0) for k in ("data", "forward", "backward", "step")))
     except OSError:
         return asked
-    return max(asked, math.ceil(2 * save + 2 * step + 30)) if save else asked
+    return max(asked, estimate.lead_seconds(save, step)) if save else asked
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 In: queries, keys and values of a flat row of segments, [1, heads, tokens, head_dim], and the segments' bounds. Out:
 [1, tokens, heads, head_dim]. Two ways, chosen by `train.attention`: flash-attention's kernel for variable lengths on
 GPUs, or torch's scaled dot product attention, causal, one segment at a time (`sdpa`), which is the same computation as
-one block-diagonal mask without its tokens^2 memory. Both are registered with transformers, so that every architecture
+one block-diagonal mask without its tokens^2 memory. Both go by transformers' interface, so that every architecture
 that dispatches its attention takes them. Time grows with the sum of the squared segment lengths.
 """
 

@@ -8,13 +8,11 @@ their tokens.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from cathpc.data.pack import ARRAYS, COUNTS
 
@@ -90,25 +88,3 @@ def rank_rows(rows: list[int], rank: int, world_size: int, micro_batch: int) -> 
 def count(values: np.ndarray, rows: list[int]) -> int:
     """Sum of a per-row count over rows; EMPTY counts nothing."""
     return int(sum(int(values[row]) for row in rows if row != EMPTY))
-
-
-def record_counts(folder: Path, seen: Mapping[int, int]) -> dict[int, int]:
-    """How many records of the split in `folder` were seen how often: {4: 10000} after four epochs of 10,000 records.
-
-    `seen`: how often each row was taken; a row that is not there was not. A record lies in one row and no other, so
-    that rows are all that need counting. Raises IndexError for a row that the split has not.
-    """
-    records = np.load(folder / "counts.npy")[:, COUNTS.index("records")]
-    counts: Counter[int] = Counter()
-    for row, times in seen.items():
-        counts[times] += int(records[row])
-    if unseen := int(records.sum()) - counts.total():
-        counts[0] += unseen
-    return dict(counts)
-
-
-def record_ids(folder: Path, row: int) -> list[str]:
-    """Ids of the records in one row of the split in `folder`, as they lie in it; for people, a few rows at a time."""
-    table = pq.read_table(folder / "segments.parquet", columns=["id"], filters=[("bin", "=", row)])
-    ids: list[str] = table["id"].to_pylist()
-    return ids

@@ -177,7 +177,7 @@ def save_seconds(config: Config, shape: ShapeConfig) -> float:
 
 def lead_seconds(save: float, step: float) -> int:
     """Warning that a training needs before its limit: two saves and two steps, for one of each may be under way, and
-    30 s to start with. The same as `cathpc.dispatch.requests.lead_s`."""
+    30 s to start with."""
     return math.ceil(2 * save + 2 * step + 30)
 
 

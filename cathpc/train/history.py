@@ -6,7 +6,7 @@
 
 The manifest is written last and removed first: a folder without one was never committed, or is about to go. A broken
 checkpoint is set aside as `bad-step-000012-1`. Size: 12 bytes a parameter over all ranks (with 8-bit optimizer states
-6; ZeRO 1 and 2 add the weights once). No torch here: what looks at checkpoints from outside starts at once.
+6; ZeRO-2 adds the weights once). No torch here: what looks at checkpoints from outside starts at once.
 """
 
 from __future__ import annotations

@@ -69,6 +69,8 @@ def rank_main(task: dict[str, Any]) -> int:
         setattr(importlib.import_module(module), name, value)
     if "spoil" in task and task["rank"] == int(os.environ["RANK"]):
         spoil(task["spoil"], task["value"])
+    if "gradients" in task:
+        keep_gradients(Path(task["gradients"]))
     if "sub_group_size" in task:
         small_groups(task["sub_group_size"])
     config = SimpleNamespace(train=train, name="test")
@@ -156,6 +158,24 @@ def spoil(steps: list[int], value: float) -> None:
         return plain(engine, loss * value if engine.global_steps + 1 in steps else loss, **keywords)
 
     DeepSpeedEngine.backward = backward
+
+
+def keep_gradients(file: Path) -> None:
+    """Have the whole gradients of the first step, as they reach the optimizer before clipping, written to `file`."""
+    import torch
+    from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.utils import safe_get_full_grad
+
+    plain = DeepSpeedEngine._take_model_step
+
+    def step(engine: Any, *arguments: Any, **keywords: Any) -> Any:
+        if not engine.global_steps:
+            found = {name: safe_get_full_grad(p).float().cpu() for name, p in engine.module.named_parameters()}
+            if os.environ["RANK"] == "0":
+                torch.save(found, file)
+        return plain(engine, *arguments, **keywords)
+
+    DeepSpeedEngine._take_model_step = step
 
 
 def small_groups(size: int) -> None:
@@ -338,6 +358,16 @@ def assert_same_training(one: Path, other: Path, steps: int = STEPS) -> None:
 
 def checkpoints(out: Path) -> list[str]:
     return sorted(p.name for p in (out / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def plain(world: SimpleNamespace) -> SimpleNamespace:
+    """The world without dropout, whose random numbers depend on how a batch is split over ranks."""
+    base = world.top / "plain"
+    shutil.copytree(world.base, base)
+    config = json.loads((base / "model/config.json").read_text())
+    (base / "model/config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
+    return SimpleNamespace(**{**vars(world), "base": base})
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def test_the_ledger_of_a_resumed_run_counts_no_record_twice(
     assert set(metrics.consumed(out / "samples.jsonl").values()) == {4}
 
 
-def test_a_stop_signal_to_one_rank_stops_all_after_the_same_step_with_one_checkpoint(
+def test_fault_6_a_stop_signal_to_one_rank_stops_all_after_the_same_step_with_one_checkpoint(
     world: SimpleNamespace, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"

@@ -30,13 +30,14 @@ from tests.e2e.ranks import (
     killed,
     launch,
     losses,
+    plain,
     settings,
     trained,
     whole,
     world,
 )
 
-__all__ = ["killed", "whole", "world"]  # fixtures
+__all__ = ["killed", "plain", "whole", "world"]  # fixtures
 
 
 def codes(results: list[SimpleNamespace]) -> list[int]:
@@ -171,16 +172,6 @@ def test_fault_27_all_checkpoints_are_bad(world: SimpleNamespace, killed: Path, 
 
 
 # --- another number of ranks ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def plain(world: SimpleNamespace) -> SimpleNamespace:
-    """The same without dropout, whose random numbers differ with the number of ranks."""
-    base = world.top / "plain"
-    shutil.copytree(world.base, base)
-    config = json.loads((base / "model/config.json").read_text())
-    (base / "model/config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
-    return SimpleNamespace(**{**vars(world), "base": base})
 
 
 def test_fault_28_in_the_same_folder_another_number_of_ranks_is_refused(

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from cathpc.models.config import TemplateConfig
 from cathpc.models.shape import ShapeConfig
+from tests.memory_use import llama
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +70,6 @@ class Random:
 
 def base(shape: ShapeConfig, folder: Path, cache: Path) -> Path:
     """Make `folder` what stage `base` leaves: `model/` of this shape, with the tokenizer of random:llama."""
-    from transformers import LlamaConfig
-
     from cathpc.models.source import prepare
     from cathpc.models.template import Template
     from cathpc.train.export import write_shard
@@ -78,20 +77,8 @@ def base(shape: ShapeConfig, folder: Path, cache: Path) -> Path:
     model = folder / "model"
     model.mkdir(parents=True)
     Template.load(prepare("random:llama", TEMPLATE, cache)).copy(model)
-    config = LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=shape.vocab,
-        hidden_size=shape.width,
-        intermediate_size=shape.mlp_width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=131_072,
-        tie_word_embeddings=shape.tied,
-        dtype="bfloat16",
-    )
-    config.save_pretrained(model)
+    more = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 131_072, "dtype": "bfloat16"}
+    llama(shape, **more).save_pretrained(model)
     write_shard(model / "model.safetensors", Random(shape))
     return folder
 

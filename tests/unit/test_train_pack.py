@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import tracemalloc
-from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,30 +197,15 @@ def test_work_that_is_shared_comes_back_in_order_and_a_fault_is_told() -> None:
         list(in_order(int, ["1", "x", *"23456789"], 2))
 
 
-def test_rows_tell_their_counts_and_their_records_by_name(base: Path, tmp_path: Path) -> None:
+def test_rows_tell_their_counts(base: Path, tmp_path: Path) -> None:
     summary = packed(base, tmp_path, [conversation(i, 3 + i % 5) for i in range(12)])
     folder = tmp_path / "out/train"
     data = batches.load(folder, summary["pad_id"])
     assert data.bins == summary["train"]["bins"] > 1
     assert data.tokens.tolist() == (data.segment_ids > 0).sum(1).tolist()
     assert data.supervised.tolist() == (data.labels != -100).sum(1).tolist()
-    rows: dict[int, list[str]] = {}
-    for row in pq.read_table(folder / "segments.parquet").to_pylist():
-        rows.setdefault(row["bin"], []).append(row["id"])
-    assert {row: batches.record_ids(folder, row) for row in rows} == rows
     empty = batches.load(tmp_path / "out/eval", summary["pad_id"])
     assert (empty.bins, empty.input_ids.shape, len(empty.tokens)) == (0, (0, 64), 0)
-
-
-def test_rows_that_were_seen_tell_how_often_each_record_was(base: Path, tmp_path: Path) -> None:
-    summary = packed(base, tmp_path, [conversation(i, 3 + i % 5) for i in range(12)])
-    folder = tmp_path / "out/train"
-    rows = range(summary["train"]["bins"])
-    assert batches.record_counts(folder, Counter({row: 4 for row in rows})) == {4: 12}
-    last = len(batches.record_ids(folder, rows[-1]))
-    assert batches.record_counts(folder, {row: 4 for row in rows[:-1]}) == {4: 12 - last, 0: last}
-    with pytest.raises(IndexError):
-        batches.record_counts(folder, {len(rows): 4})
 
 
 def test_over_long_and_unlearnable_records_are_set_aside_by_name(base: Path, tmp_path: Path) -> None:
