@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cathpc.data.config import SelectConfig
+from cathpc.data.density import plane
 from cathpc.errors import UserError
 from cathpc.record import unit_hash
 
@@ -147,37 +148,26 @@ def check(config: SelectConfig) -> None:
         )
 
 
-_GRID = 64
-"""Cells of the plane's histogram along each axis."""
+RIM = 0.001
+"""Refusal scores below it, and above one minus it, count as lying there: the logit of 0 is infinite."""
+
+
+def plane_axes(quality: str, refusal: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """The (refusal, quality) plane's coordinates.
+
+    Refusal scores pile up near 0 and 1 and are taken on the logit scale, a perplexity by its logarithm.
+    """
+    clipped = np.clip(refusal, RIM, 1 - RIM)
+    return np.log(clipped / (1 - clipped)), values if HIGHER_IS_BETTER[quality] else np.log(values)
 
 
 def density(config: SelectConfig, refusal: Floats, quality: Floats) -> Floats:
-    """How densely one component's records lie around each of them in the (refusal, quality) plane, relative to the
-    densest place.
-
-    A histogram of `_GRID` x `_GRID` cells, smoothed by a Gaussian of half of Scott's bandwidth (1992, Multivariate
-    Density Estimation, section 6.3: it is that of one normal population, and too wide for several). Refusal scores
-    pile up near 0 and 1 and are taken on the logit scale, a perplexity by its logarithm. What lies beyond the 0.1% at
-    either end of an axis counts to its last cell.
-    """
+    """How densely one component's records lie around each of them in the plane, relative to the densest place."""
     if not len(refusal):
         return np.zeros(0)
-    clipped = np.clip(refusal, 0.001, 0.999)
-    axes = [np.log(clipped / (1 - clipped)), quality if HIGHER_IS_BETTER[config.quality] else np.log(quality)]
-    cells = []
-    bandwidths = []
-    for values in axes:
-        low, high = np.quantile(values, [0.001, 0.999])
-        width = max((high - low) / _GRID, np.finfo(float).tiny)
-        cells.append(np.clip((values - low) / width, 0, _GRID - 1).astype(int))
-        bandwidths.append(np.clip(values, low, high).std() * len(values) ** (-1 / 6) / 2 / width)
-    counts = np.bincount(cells[0] * _GRID + cells[1], minlength=_GRID**2).reshape(_GRID, _GRID).astype(float)
-    for axis, bandwidth in enumerate(bandwidths):
-        if bandwidth > 0.3:  # of a cell: below, the histogram itself is smooth enough
-            distances = np.subtract.outer(np.arange(_GRID), np.arange(_GRID)) / bandwidth
-            kernel = np.exp(-(distances**2) / 2)
-            counts = np.moveaxis(np.tensordot(kernel / kernel.sum(axis=0), counts, axes=(1, axis)), 0, axis)
-    return np.asarray(counts[cells[0], cells[1]] / counts.max())
+    axes = plane_axes(config.quality, refusal, quality)
+    found = plane(*axes)
+    return np.asarray(found.at(*axes) / found.mass.max())
 
 
 def population_cut(config: SelectConfig, densities: Floats) -> float | None:

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.lines import Line2D
 
+from cathpc.data import filters
+from cathpc.data.density import Density, plane
 from cathpc.data.filters import HIGHER_IS_BETTER
 from cathpc.report import density, plots_lengths, plots_population
 from cathpc.report.gather import Facts, sample
@@ -204,13 +206,12 @@ def by_length(rows: pa.Table, group: str, score: str, folder: Path, max_points: 
     return save(figure, folder, key, alt, caption, points=True)
 
 
-def _density(rows: pa.Table, quality: str) -> density.Density | None:
-    """The density of the plane; None where nearly all refusal scores are alike, which leaves no plane."""
-    values = floats(rows[quality])
-    refusal = plots_population.logit(plots_population.clip(floats(rows["refusal"])))
-    if refusal.std() < FLAT:
+def _density(rows: pa.Table, quality: str) -> Density | None:
+    """The density of the plane; None for few records, or where nearly all scores are alike, which leaves no plane."""
+    x, y = filters.plane_axes(quality, floats(rows["refusal"]), floats(rows[quality]))
+    if x.std() < FLAT or not (density.spread(x) and density.spread(y)):
         return None
-    return density.plane(refusal, values if HIGHER_IS_BETTER[quality] else np.log(values))
+    return plane(x, y)
 
 
 def _regions() -> str:

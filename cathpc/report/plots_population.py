@@ -2,7 +2,7 @@
 
 Each function draws plain numbers (lists, NumPy arrays) on the axes that it is given and returns them. Points are drawn
 one by one, as an image within a vector file: the caller samples them and gives the density of all
-(`cathpc.report.density`), so that ten million records make a file no larger than ten thousand.
+(`cathpc.data.density`), so that ten million records make a file no larger than ten thousand.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
-from cathpc.report.density import Density
+from cathpc.data.density import Density
+from cathpc.data.filters import RIM
 from cathpc.report.style import (
     COMPONENT_COLOURS,
     COMPONENT_LINES,
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Range = tuple[float, float]
 
-RIM = 0.001
-"""Refusal scores below it, and above one minus it, are drawn there: the logit of 0 is infinite."""
 REGIONS = (0.5, 0.8, 0.95)
 """Shares of the records that the contours hold."""
 TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)

@@ -139,18 +139,18 @@ def test_a_row_of_200_mb_is_set_aside_in_memory_that_does_not_grow_with_it(tmp_p
         (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith("gz") else content)
         del text, content
     code = (
-        "import json, resource, sys\n"
+        "import json, sys\n"
         "from pathlib import Path\n"
         "from types import SimpleNamespace\n"
         "from cathpc.data import pull\n"
         "from cathpc.data.config import DatasetConfig, Format, SourceConfig\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "from cathpc.train.metrics import resident_peak\n"
+        "before = resident_peak()\n"
         "source = SourceConfig(path=sys.argv[2], license='mit', format=Format.prompt_response)\n"
         "config = DatasetConfig(root=sys.argv[1], sources={'k': source}, workers=1)\n"
         "out = Path(sys.argv[1]) / 'out'; out.mkdir()\n"
         "summary = pull.run(SimpleNamespace(dataset=config), {}, out)\n"
-        "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(json.dumps([summary['records'], summary['reasons'], (after - before) / 1000]))\n"
+        "print(json.dumps([summary['records'], summary['reasons'], (resident_peak() - before) / 1e6]))\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path), name]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
