@@ -62,7 +62,7 @@ def plane(x: ArrayLike, y: ArrayLike) -> Density:
         low, high = np.quantile(values, [0.001, 0.999])
         points.append(np.clip(values, low, high))
         width = float(points[-1].std()) * values.size ** (-1 / 6) / 2
-        reach = 3 * width if high > low else 0.5  # values that are all alike stand in the middle of a grid one unit wide
+        reach = 3 * width if high > low else 0.5  # equal values: a grid one unit wide
         edges.append(np.linspace(low - reach, high + reach, CELLS + 1))
         kernels.append(smoothing(edges[-1], width))
     held = np.histogram2d(points[1], points[0], bins=(edges[1], edges[0]))[0] / points[0].size
