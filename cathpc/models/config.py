@@ -96,7 +96,7 @@ class RefusalConfig:
     examples: str = ""
     """JSONL file of further answers to learn from (`prompt`, `answer`, `refuses`); '' is the one that ships with
     cathpc."""
-    unlabelled: int = 200
+    unlabelled: int = 1000
     """Answers of the pulled records that are learnt from as non-refusals, where they do not look like refusals."""
     cutoff: float = 0.2
     """Where precision and recall are reported."""

@@ -8,10 +8,11 @@ trained without the prompts of its fold, give every labelled answer a probabilit
 prompt. These out-of-fold log-odds fit the scaling (Platt 1999), and for the figures each fold is scaled by what the
 others fit.
 
-Unlabelled answers of the records serve as further non-refusals, but sets of GPT-4's answers hold refusals too. So the
-first half of the epochs goes without them; then the classifier, to which they are new, judges them, and what looks
-like a refusal is left out: an answer whose probability reaches the mean of unseen labelled refusals (confident
-learning: Northcutt et al. 2021, arXiv:1911.00068, section 3.1).
+Unlabelled answers of the records serve as further non-refusals: labelled ones are few and alike, and a classifier that
+saw nothing else takes a captain's log or a doctor's letter for a refusal. But sets of GPT-4's answers hold refusals
+too. So each unlabelled answer is judged by the classifier of its fold, which saw neither it nor another answer to its
+prompt, and what looks like a refusal does not train the model that is kept: an answer whose probability reaches the
+mean of that of labelled refusals (confident learning: Northcutt et al. 2021, arXiv:1911.00068, section 3.1).
 
 Time grows with (folds + 1) times epochs times labelled answers and with `refusal.unlabelled`; not with the records,
 of which only the ids are read.
@@ -59,15 +60,6 @@ SMOOTHING = 0.02
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A trained classifier and what it made of the unlabelled answers."""
-
-    classifier: RefusalModel
-    suspects: list[tuple[Row, float]]
-    """Unlabelled answers that were left out, with the classifier's (uncalibrated) probability."""
-
-
-@dataclass(frozen=True)
 class Corpus:
     """What there is to learn from, beside the labelled rows."""
 
@@ -87,17 +79,21 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     _check(rows, settings)
 
     total = settings.folds + 1
-    logits, threshold = crossfit(base, rows, corpus, settings, _progress(out, 0, total))
+    logits, doubtful = crossfit(base, rows, corpus, settings, _progress(out, 0, total))
     truth = np.array([row.refuses for row in rows])
     which = np.array(folds(rows, settings.folds, settings.seed))
     probabilities = np.zeros(len(rows))
     for fold in range(settings.folds):  # scaled by the others, as a row's own label must not help
         temperature, bias = scaling(logits[which != fold], truth[which != fold])
         probabilities[which == fold] = sigmoid(logits[which == fold] / temperature + bias)
-
-    fitted = fit(base, rows, corpus, settings, threshold, _progress(out, settings.folds, total))
     temperature, bias = scaling(logits, truth)
-    classifier = replace(fitted.classifier, temperature=temperature, bias=bias)
+    judged = sigmoid(doubtful / temperature + bias)
+    threshold = float(probabilities[truth].mean())
+    suspects = [(row, p) for row, p in zip(corpus.unlabelled, judged.tolist(), strict=True) if p >= threshold]
+    clean = [row for row, p in zip(corpus.unlabelled, judged, strict=True) if p < threshold]
+
+    fitted = fit(base, rows, replace(corpus, unlabelled=clean), settings, _progress(out, settings.folds, total))
+    classifier = replace(fitted, temperature=temperature, bias=bias)
     intervals = bands(truth, probabilities, [row.key for row in rows], settings.cutoff)
     metrics = {
         "heldout": len(rows),
@@ -105,7 +101,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         "folds": settings.folds,
         "examples": len(corpus.examples),
         "unlabelled": len(corpus.unlabelled),
-        "suspects": len(fitted.suspects),
+        "suspects": len(suspects),
         "threshold": threshold,
         "cutoff": settings.cutoff,
         **measure(truth, probabilities, settings.cutoff),
@@ -114,7 +110,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         "bias": bias,
     }
     classifier.save(out / "model")
-    told = ({"id": r.id, "probability": p, "prompt": r.prompt, "answer": r.answer} for r, p in fitted.suspects)
+    told = ({"id": r.id, "probability": p, "prompt": r.prompt, "answer": r.answer} for r, p in suspects)
     write_text(out / "suspects.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in told))
     write_json(out / "metrics.json", metrics)
     table = {"id": [r.id for r in rows], "label": truth.astype(float), "probability": probabilities}
@@ -147,29 +143,24 @@ def _check(rows: Sequence[Row], settings: RefusalConfig) -> None:
 
 def crossfit(
     base: Path, rows: Sequence[Row], corpus: Corpus, settings: RefusalConfig, report: Report = lambda done, total: None
-) -> tuple[NDArray[np.float64], float]:
-    """(log-odds of each row from a classifier that never saw its prompt, mean probability of the refusals among them).
-
-    The second figure, taken after the epochs without unlabelled answers, is what tells suspects.
-    """
-    which = np.array(folds(rows, settings.folds, settings.seed))
-    logits = np.zeros(len(rows))
-    thresholds = []
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Log-odds of each row, and of each unlabelled one, from a classifier that never saw its prompt."""
+    sides = (rows, corpus.unlabelled)
+    which = [np.array(folds(side, settings.folds, settings.seed), dtype=int) for side in sides]
+    logits = [np.zeros(len(side)) for side in sides]
     for fold in range(settings.folds):
-        train = [row for row, k in zip(rows, which, strict=True) if k != fold]
-        held = [row for row, k in zip(rows, which, strict=True) if k == fold]
-
-        def threshold(classifier: RefusalModel, held: list[Row] = held) -> float:
-            refusals = [(row.prompt, row.answer) for row in held if row.refuses]
-            thresholds.append(float(sigmoid(classifier.logits(refusals)).mean()))
-            return thresholds[-1]
+        seen, free = (
+            [r for r, k in zip(side, at, strict=True) if k != fold] for side, at in zip(sides, which, strict=True)
+        )
 
         def told(done: int, steps: int, fold: int = fold) -> None:
             report(fold * steps + done, steps)
 
-        fitted = fit(base, train, corpus, settings, threshold, told)
-        logits[which == fold] = fitted.classifier.logits([(row.prompt, row.answer) for row in held])
-    return logits, float(np.mean(thresholds)) if thresholds else 1.0
+        classifier = fit(base, seen, replace(corpus, unlabelled=free), settings, told)
+        for side, at, found in zip(sides, which, logits, strict=True):
+            held = [(r.prompt, r.answer) for r, k in zip(side, at, strict=True) if k == fold]
+            found[at == fold] = classifier.logits(held)
+    return logits[0], logits[1]
 
 
 def fit(
@@ -177,15 +168,13 @@ def fit(
     rows: Sequence[Row],
     corpus: Corpus,
     settings: RefusalConfig,
-    threshold: float | Callable[[RefusalModel], float],
     report: Report = lambda done, total: None,
-) -> Fitted:
-    """Tune the encoder in `base` on `rows` and the examples, in the second half of the epochs on unlabelled ones too.
+) -> RefusalModel:
+    """Tune the encoder in `base` on `rows`, the examples and the unlabelled answers.
 
-    Unlabelled answers that reach `threshold` (or what it says of the half-trained classifier) are left out. Refusals
-    and other answers weigh the same in sum. The embeddings of words stay as they are: most words of an answer to come
-    are in no labelled row. Matrices multiply in bfloat16 where that is fast (autocast), weights and optimizer are
-    float32.
+    Refusals and other answers weigh the same in sum. The embeddings of words stay as they are: most words of an answer
+    to come are in no labelled row. Matrices multiply in bfloat16 where that is fast (autocast), weights and optimizer
+    are float32.
     """
     torch.manual_seed(settings.seed)
     names = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
@@ -196,11 +185,8 @@ def fit(
     prompt_len = min(settings.prompt_len, max_len // 4)
     classifier = RefusalModel(model.to(device()), AutoTokenizer.from_pretrained(base), max_len, prompt_len)
 
-    known = [*rows, *corpus.examples]
-    first = settings.epochs - settings.epochs // 2 if corpus.unlabelled else settings.epochs
-    joined, suspects = known, list[tuple[Row, float]]()
-    steps = first * _batches(len(known), settings)
-    steps += (settings.epochs - first) * _batches(len(known) + len(corpus.unlabelled), settings)
+    joined = [*rows, *corpus.examples, *corpus.unlabelled]
+    steps = settings.epochs * _batches(len(joined), settings)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=settings.lr, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -208,9 +194,6 @@ def fit(
     )
     done = 0
     for epoch in range(settings.epochs):
-        if epoch == first:
-            clean, suspects = _judge(classifier, corpus.unlabelled, threshold)
-            joined = [*known, *clean]
         model.train()
         for batch in _epoch(classifier, joined, corpus.phrases, epoch, settings):
             _step(classifier, batch, weights, optimizer)
@@ -218,19 +201,7 @@ def fit(
             report(done := done + 1, steps)
     report(steps, steps)
     model.eval()
-    return Fitted(classifier, suspects)
-
-
-def _judge(
-    classifier: RefusalModel, rows: Sequence[Row], threshold: float | Callable[[RefusalModel], float]
-) -> tuple[list[Row], list[tuple[Row, float]]]:
-    """(rows that look like no refusal, the others with their probability)."""
-    classifier.model.eval()
-    with _autocast(classifier.model):
-        limit = threshold(classifier) if callable(threshold) else threshold
-        found = sigmoid(classifier.logits([(row.prompt, row.answer) for row in rows]))
-    clean = [row for row, p in zip(rows, found, strict=True) if p < limit]
-    return clean, [(row, float(p)) for row, p in zip(rows, found, strict=True) if p >= limit]
+    return classifier
 
 
 def _batches(rows: int, settings: RefusalConfig) -> int:

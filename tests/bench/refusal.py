@@ -136,13 +136,13 @@ def lomo(config: Config, stage: Path) -> None:
     for name in sorted({row.generator for row in rows}):
         others = [row for row in rows if row.generator != name]
         mine = [i for i, row in enumerate(rows) if row.generator == name]
-        fitted = refusal_train.fit(base, others, corpus, settings, metrics["threshold"])
+        fitted = refusal_train.fit(base, others, corpus, settings)
         p = np.clip(np.array([found[row.id] for row in others]), 1e-9, 1 - 1e-9)
         scaled = (np.log(p / (1 - p)) - metrics["bias"]) * metrics["temperature"]
         temperature, bias = scaling(scaled, np.array([row.refuses for row in others]))
-        logits = fitted.classifier.logits([(rows[i].prompt, rows[i].answer) for i in mine])
+        logits = fitted.logits([(rows[i].prompt, rows[i].answer) for i in mine])
         probabilities[mine] = sigmoid(logits / temperature + bias)
-        _sealed(fitted.classifier.predict, config, f"(without {name})")
+        _sealed(fitted.predict, config, f"(without {name})")
     compare(rows, probabilities, settings.cutoff)
 
 
