@@ -55,7 +55,7 @@ def scoring_folders(model_cache: Path, tiny_llama: Path, tmp_path_factory: pytes
     rows = [Row(str(i), str(i), "q", "no" if i % 2 else "yes of course", bool(i % 2)) for i in range(4)]
     settings = RefusalConfig(epochs=1, max_len=32)
     bert = prepare("random:bert", None, model_cache)
-    fit(bert, rows, Corpus([], [], []), settings, 1.0).classifier.save(root / "refusal/model")
+    fit(bert, rows, Corpus([], [], []), settings).save(root / "refusal/model")
     return {name: root / name for name in ("reference", "pool", "refusal")}
 
 
