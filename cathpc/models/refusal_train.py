@@ -10,19 +10,20 @@ others fit.
 
 Unlabelled answers of the records serve as further non-refusals: labelled ones are few and alike, and a classifier that
 saw nothing else takes a captain's log or a doctor's letter for a refusal. But sets of GPT-4's answers hold refusals
-too. So each unlabelled answer is judged by the classifier of its fold, which saw neither it nor another answer to its
-prompt, and what looks like a refusal does not train the model that is kept: an answer whose probability reaches the
-mean of that of labelled refusals (confident learning: Northcutt et al. 2021, arXiv:1911.00068, section 3.1).
+too. So at half-time each unlabelled answer is judged by the classifier of its fold, which saw neither it nor another
+answer to its prompt, and what looks like a refusal trains none of them in the second half: an answer whose probability
+reaches the mean of that of labelled refusals (confident learning: Northcutt et al. 2021, arXiv:1911.00068, 3.1).
 
-Time grows with (folds + 1) times epochs times labelled answers and with `refusal.unlabelled`; not with the records,
-of which only the ids are read.
+Time grows with (folds + 1) times epochs times the labelled, shipped and unlabelled answers, memory with (folds + 1)
+classifiers and their optimizers (16 bytes a weight). Of the records all ids are read, and the answers of the shards
+that hold a chosen one.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
     from cathpc.config import Config
 
-Report = Callable[[int, int], None]
+    Floats = NDArray[np.float64]
 
 SPLICED = 0.1
 """Share of the non-refusals that get a refusing sentence, anew in every epoch."""
@@ -78,21 +79,13 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     base = prepare(settings.base, None, Path(config.paths.cache))
     _check(rows, settings)
 
-    total = settings.folds + 1
-    logits, doubtful = crossfit(base, rows, corpus, settings, _progress(out, 0, total))
     truth = np.array([row.refuses for row in rows])
     which = np.array(folds(rows, settings.folds, settings.seed))
-    probabilities = np.zeros(len(rows))
-    for fold in range(settings.folds):  # scaled by the others, as a row's own label must not help
-        temperature, bias = scaling(logits[which != fold], truth[which != fold])
-        probabilities[which == fold] = sigmoid(logits[which == fold] / temperature + bias)
+    told = _Progress(out, settings, len(rows) + len(corpus.examples) + len(corpus.unlabelled))
+    logits, suspects, threshold = crossfit(base, rows, corpus, settings, told)
+    probabilities = _scaled(logits, truth, which)
     temperature, bias = scaling(logits, truth)
-    judged = sigmoid(doubtful / temperature + bias)
-    threshold = float(probabilities[truth].mean())
-    suspects = [(row, p) for row, p in zip(corpus.unlabelled, judged.tolist(), strict=True) if p >= threshold]
-    clean = [row for row, p in zip(corpus.unlabelled, judged, strict=True) if p < threshold]
-
-    fitted = fit(base, rows, replace(corpus, unlabelled=clean), settings, _progress(out, settings.folds, total))
+    fitted = fit(base, rows, corpus, settings, {row.id for row, _ in suspects}, told)
     classifier = replace(fitted, temperature=temperature, bias=bias)
     intervals = bands(truth, probabilities, [row.key for row in rows], settings.cutoff)
     metrics = {
@@ -110,8 +103,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         "bias": bias,
     }
     classifier.save(out / "model")
-    told = ({"id": r.id, "probability": p, "prompt": r.prompt, "answer": r.answer} for r, p in suspects)
-    write_text(out / "suspects.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in told))
+    left_out = ({"id": r.id, "probability": p, "prompt": r.prompt, "answer": r.answer} for r, p in suspects)
+    write_text(out / "suspects.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in left_out))
     write_json(out / "metrics.json", metrics)
     table = {"id": [r.id for r in rows], "label": truth.astype(float), "probability": probabilities}
     pq.write_table(pa.table(table), out / ".heldout.tmp")
@@ -121,11 +114,16 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     return {**metrics, "line": line}
 
 
-def _progress(out: Path, part: int, parts: int) -> Report:
-    def report(done: int, steps: int) -> None:
-        progress.report(out, part * steps + done, parts * steps, "batches")
+class _Progress:
+    """Counts the batches of all trainings of the stage."""
 
-    return report
+    def __init__(self, out: Path, settings: RefusalConfig, answers: int) -> None:
+        self._out, self._done = out, 0
+        self._total = settings.epochs * settings.folds * _batches(answers, settings)  # each fold's trains in the others
+
+    def __call__(self) -> None:
+        self._done += 1
+        progress.report(self._out, min(self._done, self._total), self._total, "batches")
 
 
 def _check(rows: Sequence[Row], settings: RefusalConfig) -> None:
@@ -142,25 +140,38 @@ def _check(rows: Sequence[Row], settings: RefusalConfig) -> None:
 
 
 def crossfit(
-    base: Path, rows: Sequence[Row], corpus: Corpus, settings: RefusalConfig, report: Report = lambda done, total: None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Log-odds of each row, and of each unlabelled one, from a classifier that never saw its prompt."""
+    base: Path, rows: Sequence[Row], corpus: Corpus, settings: RefusalConfig, told: Callable[[], None] = lambda: None
+) -> tuple[Floats, list[tuple[Row, float]], float]:
+    """(log-odds of each row from a classifier that never saw its prompt, the suspects among the unlabelled answers with
+    their half-time probability, the probability from which on they are suspects)."""
     sides = (rows, corpus.unlabelled)
-    which = [np.array(folds(side, settings.folds, settings.seed), dtype=int) for side in sides]
-    logits = [np.zeros(len(side)) for side in sides]
-    for fold in range(settings.folds):
-        seen, free = (
-            [r for r, k in zip(side, at, strict=True) if k != fold] for side, at in zip(sides, which, strict=True)
-        )
+    which, free = (np.array(folds(side, settings.folds, settings.seed), dtype=int) for side in sides)
+    truth = np.array([row.refuses for row in rows])
+    trainings = [Training(base, settings, told) for _ in range(settings.folds)]
 
-        def told(done: int, steps: int, fold: int = fold) -> None:
-            report(fold * steps + done, steps)
+    def train(epochs: range, left_out: Set[str]) -> None:
+        for fold, training in enumerate(trainings):
+            seen = [row for row, k in zip(rows, which, strict=True) if k != fold]
+            more = [r for r, k in zip(corpus.unlabelled, free, strict=True) if k != fold and r.id not in left_out]
+            training.run(epochs, [*seen, *corpus.examples, *more], corpus.phrases)
 
-        classifier = fit(base, seen, replace(corpus, unlabelled=free), settings, told)
-        for side, at, found in zip(sides, which, logits, strict=True):
-            held = [(r.prompt, r.answer) for r, k in zip(side, at, strict=True) if k == fold]
-            found[at == fold] = classifier.logits(held)
-    return logits[0], logits[1]
+    def judge(side: Sequence[Row], of: NDArray[np.int64]) -> Floats:
+        logits = np.zeros(len(side))
+        for fold, training in enumerate(trainings):
+            held = [(row.prompt, row.answer) for row, k in zip(side, of, strict=True) if k == fold]
+            logits[of == fold] = training.classifier.logits(held)
+        return logits
+
+    train(_halves(settings)[0], frozenset())
+    threshold, suspects = 1.0, list[tuple[Row, float]]()
+    if corpus.unlabelled:
+        logits = judge(rows, which)
+        temperature, bias = scaling(logits, truth)
+        threshold = float(_scaled(logits, truth, which)[truth].mean())
+        found = sigmoid(judge(corpus.unlabelled, free) / temperature + bias).tolist()
+        suspects = [(row, p) for row, p in zip(corpus.unlabelled, found, strict=True) if p >= threshold]
+    train(_halves(settings)[1], {row.id for row, _ in suspects})
+    return judge(rows, which), suspects, threshold
 
 
 def fit(
@@ -168,40 +179,79 @@ def fit(
     rows: Sequence[Row],
     corpus: Corpus,
     settings: RefusalConfig,
-    report: Report = lambda done, total: None,
+    suspects: Set[str] = frozenset(),
+    told: Callable[[], None] = lambda: None,
 ) -> RefusalModel:
-    """Tune the encoder in `base` on `rows`, the examples and the unlabelled answers.
+    """Tune the encoder in `base` on `rows`, the examples and the unlabelled answers; `suspects` are the ids of those
+    that the second half goes without, as in `crossfit`."""
+    training = Training(base, settings, told)
+    for epochs, left_out in zip(_halves(settings), (frozenset(), suspects), strict=True):
+        more = [row for row in corpus.unlabelled if row.id not in left_out]
+        training.run(epochs, [*rows, *corpus.examples, *more], corpus.phrases)
+    return training.classifier
+
+
+def _halves(settings: RefusalConfig) -> tuple[range, range]:
+    middle = settings.epochs - settings.epochs // 2
+    return range(middle), range(middle, settings.epochs)
+
+
+def _scaled(logits: Floats, truth: NDArray[np.bool_], which: NDArray[np.int64]) -> Floats:
+    """Probabilities of out-of-fold log-odds; each fold is scaled by the others, as a row's own label must not help."""
+    probabilities = np.zeros(len(logits))
+    for fold in np.unique(which):
+        temperature, bias = scaling(logits[which != fold], truth[which != fold])
+        probabilities[which == fold] = sigmoid(logits[which == fold] / temperature + bias)
+    return probabilities
+
+
+class Training:
+    """An encoder that is being tuned to tell refusals.
 
     Refusals and other answers weigh the same in sum. The embeddings of words stay as they are: most words of an answer
     to come are in no labelled row. Matrices multiply in bfloat16 where that is fast (autocast), weights and optimizer
     are float32.
     """
-    torch.manual_seed(settings.seed)
-    names = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
-    model: Model = AutoModelForSequenceClassification.from_pretrained(base, dtype=torch.float32, num_labels=2, **names)
-    model.base_model.embeddings.requires_grad_(False)
-    limit = getattr(model.config, "max_position_embeddings", settings.max_len)
-    max_len = min(settings.max_len, limit)
-    prompt_len = min(settings.prompt_len, max_len // 4)
-    classifier = RefusalModel(model.to(device()), AutoTokenizer.from_pretrained(base), max_len, prompt_len)
 
-    joined = [*rows, *corpus.examples, *corpus.unlabelled]
-    steps = settings.epochs * _batches(len(joined), settings)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=settings.lr, weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: max(0.0, min((step + 1) / max(1.0, 0.1 * steps), 1 - step / (steps + 1)))
-    )
-    done = 0
-    for epoch in range(settings.epochs):
-        model.train()
-        for batch in _epoch(classifier, joined, corpus.phrases, epoch, settings):
-            _step(classifier, batch, weights, optimizer)
-            schedule.step()
-            report(done := done + 1, steps)
-    report(steps, steps)
-    model.eval()
-    return classifier
+    def __init__(self, base: Path, settings: RefusalConfig, told: Callable[[], None] = lambda: None) -> None:
+        torch.manual_seed(settings.seed)
+        names = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
+        model: Model = AutoModelForSequenceClassification.from_pretrained(
+            base, dtype=torch.float32, num_labels=2, **names
+        )
+        model.base_model.embeddings.requires_grad_(False)
+        max_len = min(settings.max_len, getattr(model.config, "max_position_embeddings", settings.max_len))
+        prompt_len = min(settings.prompt_len, max_len // 4)
+        self.classifier = RefusalModel(model.to(device()), AutoTokenizer.from_pretrained(base), max_len, prompt_len)
+        self._settings, self._told = settings, told
+        self._weights = [p for p in model.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(self._weights, lr=settings.lr, weight_decay=0.01, fused=True)
+
+    def run(self, epochs: range, rows: Sequence[Row], phrases: Sequence[str]) -> None:
+        """Train for `epochs` of `refusal.epochs`; the learning rate rises over the first tenth and falls to 0."""
+        model = self.classifier.model
+        for epoch in epochs:
+            torch.manual_seed(self._settings.seed + epoch)  # the draws of dropout hang on no other training
+            model.train()
+            batches = _epoch(self.classifier, rows, phrases, epoch, self._settings)
+            for number, batch in enumerate(batches):
+                done = (epoch + number / len(batches)) / self._settings.epochs
+                for group in self._optimizer.param_groups:
+                    group["lr"] = self._settings.lr * min(1.0, 10 * done + 1e-3, 1 - done)
+                self._step(batch)
+                self._told()
+        model.eval()
+
+    def _step(self, batch: _Batch) -> None:
+        with _autocast(self.classifier.model):
+            odds = self.classifier.odds(batch.windows)
+        target = torch.tensor([1 - SMOOTHING if r else SMOOTHING for r in batch.refuses], device=odds.device)
+        weight = torch.tensor(batch.weights, device=odds.device)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(odds, target, weight=weight)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self._weights, 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
 
 
 def _batches(rows: int, settings: RefusalConfig) -> int:
@@ -256,20 +306,6 @@ def _strongest(classifier: RefusalModel, windows: list[Window]) -> Window:
         best = int(classifier.odds(windows).argmax())
     classifier.model.train()
     return windows[best]
-
-
-def _step(
-    classifier: RefusalModel, batch: _Batch, weights: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> None:
-    with _autocast(classifier.model):
-        odds = classifier.odds(batch.windows)
-    target = torch.tensor([1 - SMOOTHING if r else SMOOTHING for r in batch.refuses], device=odds.device)
-    weight = torch.tensor(batch.weights, device=odds.device)
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(odds, target, weight=weight)
-    torch.autograd.backward(loss)
-    torch.nn.utils.clip_grad_norm_(weights, 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def _autocast(model: Model) -> torch.autocast:

@@ -132,11 +132,12 @@ def lomo(config: Config, stage: Path) -> None:
     metrics = json.loads((stage / "metrics.json").read_text())
     found = {r["id"]: r["probability"] for r in pq.read_table(stage / "heldout.parquet").to_pylist()}
     base = prepare(settings.base, None, Path(config.paths.cache))
+    suspects = {json.loads(line)["id"] for line in (stage / "suspects.jsonl").read_text("utf-8").splitlines()}
     probabilities = np.zeros(len(rows))
     for name in sorted({row.generator for row in rows}):
         others = [row for row in rows if row.generator != name]
         mine = [i for i, row in enumerate(rows) if row.generator == name]
-        fitted = refusal_train.fit(base, others, corpus, settings)
+        fitted = refusal_train.fit(base, others, corpus, settings, suspects)
         p = np.clip(np.array([found[row.id] for row in others]), 1e-9, 1 - 1e-9)
         scaled = (np.log(p / (1 - p)) - metrics["bias"]) * metrics["temperature"]
         temperature, bias = scaling(scaled, np.array([row.refuses for row in others]))
