@@ -81,7 +81,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
 
     truth = np.array([row.refuses for row in rows])
     which = np.array(folds(rows, settings.folds, settings.seed))
-    told = _Progress(out, settings, len(rows) + len(corpus.examples) + len(corpus.unlabelled))
+    told = _Progress(out, settings, len(rows) + len(corpus.unlabelled), len(corpus.examples))
     logits, suspects, threshold = crossfit(base, rows, corpus, settings, told)
     probabilities = _scaled(logits, truth, which)
     temperature, bias = scaling(logits, truth)
@@ -117,9 +117,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
 class _Progress:
     """Counts the batches of all trainings of the stage."""
 
-    def __init__(self, out: Path, settings: RefusalConfig, answers: int) -> None:
+    def __init__(self, out: Path, settings: RefusalConfig, divided: int, shared: int) -> None:
+        """`divided` answers are told apart by fold, `shared` ones train with each."""
         self._out, self._done = out, 0
-        self._total = settings.epochs * settings.folds * _batches(answers, settings)  # each fold's trains in the others
+        part = divided * (settings.folds - 1) // settings.folds
+        epoch = settings.folds * _batches(part + shared, settings) + _batches(divided + shared, settings)
+        self._total = settings.epochs * epoch
 
     def __call__(self) -> None:
         self._done += 1
