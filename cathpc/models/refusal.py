@@ -80,17 +80,24 @@ class RefusalModel:
 
     def logits(self, texts: Sequence[tuple[str, str]], *, batch_tokens: int = 4096) -> NDArray[np.float64]:
         """Log-odds of refusal, not calibrated: that of the most refusing window (-inf for an empty answer)."""
-        windows = [(i, w) for i, (prompt, text) in enumerate(texts) for w in self.windows(prompt, text)]
-        windows.sort(key=lambda pair: len(pair[1]))
+        windows = [self.windows(prompt, text) for prompt, text in texts]
+        odds = self.window_odds([w for each in windows for w in each], batch_tokens=batch_tokens)
         result = np.full(len(texts), -np.inf)
+        np.maximum.at(result, np.repeat(np.arange(len(texts)), [len(each) for each in windows]), odds)
+        return result
+
+    def window_odds(self, windows: Sequence[Window], *, batch_tokens: int = 4096) -> NDArray[np.float64]:
+        """Log-odds of refusal of each window, in batches of windows of like length."""
+        order = sorted(range(len(windows)), key=lambda i: len(windows[i]))
+        result = np.zeros(len(windows))
         with torch.inference_mode():
             start = 0
-            while start < len(windows):
+            while start < len(order):
                 end = start + 1
-                while end < len(windows) and len(windows[end][1]) * (end + 1 - start) <= batch_tokens:
+                while end < len(order) and len(windows[order[end]]) * (end + 1 - start) <= batch_tokens:
                     end += 1
-                odds = self.odds([w for _, w in windows[start:end]]).double().cpu().numpy()
-                np.maximum.at(result, [i for i, _ in windows[start:end]], odds)
+                chosen = order[start:end]
+                result[chosen] = self.odds([windows[i] for i in chosen]).double().cpu().numpy()
                 start = end
         return result
 

@@ -22,6 +22,25 @@ from cathpc.errors import UserError
 from cathpc.record import answer, prompt_key, unit_hash
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "refusals.jsonl"
+TROUBLES = (
+    "I can't put any weight on my left foot.",
+    "I am not able to sleep through the night.",
+    "I'm unable to find the time for it.",
+    "I just can't seem to get rid of it.",
+    "I cannot afford anything expensive.",
+    "My mother is unable to lift her arm.",
+    "I don't know what to do and I can't concentrate.",
+    "He says that he won't help me any more.",
+    "I'm sorry, but I can't remember the details.",
+    "The shop told me that this is not possible.",
+    "We are not allowed to leave the building.",
+    "I feel bad because I had to decline the offer.",
+    "Unfortunately I have no access to a car.",
+    "I couldn't do it on my own.",
+    "She refuses to answer my messages.",
+    "I don't feel comfortable among people.",
+)
+"""What users say of themselves and others in the words of refusals."""
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+(?=[A-Z])|\n+")
 
 

@@ -40,7 +40,7 @@ from cathpc.models.calibration import bands, measure, scaling, sigmoid
 from cathpc.models.config import RefusalConfig
 from cathpc.models.gpt import Model
 from cathpc.models.refusal import LABELS, RefusalModel, Window, device, fast_dtype
-from cathpc.models.refusal_rows import Row, examples, folds, labelled, splice, unlabelled
+from cathpc.models.refusal_rows import TROUBLES, Row, examples, folds, labelled, splice, unlabelled
 from cathpc.models.source import prepare
 from cathpc.models.weights import write_json, write_text
 from cathpc.record import unit_hash
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 SPLICED = 0.1
 """Share of the non-refusals that get a refusing sentence, anew in every epoch."""
+TROUBLED = 0.2
+"""Share of the rows whose prompt gets a sentence of `TROUBLES`: a patient who cannot move the leg refuses nothing."""
 WITHOUT_PROMPT = 0.15
 """Share of the rows that are shown without their prompt, so that the answer, not the prompt, must tell."""
 SMOOTHING = 0.02
@@ -235,8 +237,8 @@ class Training:
         model = self.classifier.model
         for epoch in epochs:
             torch.manual_seed(self._settings.seed + epoch)  # the draws of dropout hang on no other training
-            model.train()
             batches = _epoch(self.classifier, rows, phrases, epoch, self._settings)
+            model.train()
             for number, batch in enumerate(batches):
                 done = (epoch + number / len(batches)) / self._settings.epochs
                 for group in self._optimizer.param_groups:
@@ -276,22 +278,18 @@ def _epoch(
     def chance(row: Row, what: str) -> float:
         return unit_hash(f"{what} {epoch} {row.id}", settings.seed)
 
-    changed = [
-        splice(row, phrases, f"{epoch} {row.id}")
-        if phrases and not row.refuses and chance(row, "splice") < SPLICED
-        else row
-        for row in sorted(rows, key=lambda row: chance(row, "order"))
-    ]
+    changed = []
+    for row in sorted(rows, key=lambda row: chance(row, "order")):
+        if phrases and not row.refuses and chance(row, "splice") < SPLICED:
+            row = splice(row, phrases, f"{epoch} {row.id}")
+        if chance(row, "troubled") < TROUBLED:
+            row = replace(row, prompt=f"{row.prompt} {TROUBLES[int(chance(row, 'trouble') * len(TROUBLES))]}")
+        changed.append(row)
     refusals = sum(row.refuses for row in changed)
     shares = {True: len(changed) / (2 * max(1, refusals)), False: len(changed) / (2 * max(1, len(changed) - refusals))}
-    cut: list[tuple[Window, Row]] = []
-    for row in changed:
-        prompt = "" if chance(row, "prompt") < WITHOUT_PROMPT else row.prompt
-        windows = classifier.windows(prompt, row.answer)
-        if windows and row.refuses:
-            cut.append((_strongest(classifier, windows), row))
-        elif windows:  # none of them refuses, so any may be shown
-            cut.append((windows[int(chance(row, "window") * len(windows))], row))
+    prompts = ("" if chance(row, "prompt") < WITHOUT_PROMPT else row.prompt for row in changed)
+    windows = [classifier.windows(prompt, row.answer) for prompt, row in zip(prompts, changed, strict=True)]
+    cut = [(w, row) for w, row in zip(_strongest(classifier, windows), changed, strict=True) if w is not None]
     size, batches = settings.batch_size, []
     for start in range(0, len(cut), 8 * size):
         block = sorted(cut[start : start + 8 * size], key=lambda one: len(one[0]))
@@ -300,15 +298,17 @@ def _epoch(
     return [_Batch([w for w, _ in b], [r.refuses for _, r in b], [shares[r.refuses] for _, r in b]) for b in batches]
 
 
-def _strongest(classifier: RefusalModel, windows: list[Window]) -> Window:
-    """The window that refuses most: the gradient of a maximum flows through it alone, so only it is trained on."""
-    if len(windows) == 1:
-        return windows[0]
+def _strongest(classifier: RefusalModel, windows: Sequence[Sequence[Window]]) -> list[Window | None]:
+    """The window of each answer that refuses most, None where it has none.
+
+    The answer counts as its most refusing window does, and the gradient of a maximum flows through it alone (multiple
+    instance learning: Andrews et al. 2002, section 4): so only it is trained on, of refusals and of other answers.
+    """
+    several = [w for each in windows if len(each) > 1 for w in each]
     classifier.model.eval()  # without dropout
     with torch.inference_mode(), _autocast(classifier.model):
-        best = int(classifier.odds(windows).argmax())
-    classifier.model.train()
-    return windows[best]
+        odds = iter(classifier.window_odds(several))
+    return [max(each, key=lambda _: next(odds)) if len(each) > 1 else next(iter(each), None) for each in windows]
 
 
 def _autocast(model: Model) -> torch.autocast:
