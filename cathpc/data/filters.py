@@ -75,7 +75,7 @@ def _language(config: SelectConfig, c: Columns) -> Drop | None:
 
 def _refusal(config: SelectConfig, c: Columns) -> Drop | None:
     limit = config.refusal_max
-    return Drop(c.refusal > limit, c.refusal, limit) if limit else None
+    return None if limit is None else Drop(c.refusal > limit, c.refusal, limit)
 
 
 def _too_short(config: SelectConfig, c: Columns) -> Drop | None:
@@ -122,11 +122,18 @@ RULES: tuple[Rule, ...] = (
 )
 POPULATION, QUALITY, QUOTA = "population", "quality", "quota"
 NAMES: tuple[str, ...] = (*(rule.name for rule in RULES), POPULATION, QUALITY, QUOTA)
-KEYS: dict[str, str] = {rule.name: rule.key for rule in RULES} | {
-    POPULATION: "population",
-    QUALITY: "drop_quality",
-    QUOTA: "max_records",
+_KEYS: dict[str, tuple[str, ...]] = {rule.name: (rule.key,) if rule.key else () for rule in RULES} | {
+    POPULATION: ("population",),
+    QUALITY: ("drop_quality",),
+    QUOTA: ("quotas", "max_records"),
 }
+
+
+def keys(config: SelectConfig, rule: str) -> list[str]:
+    """The fields of group `select` that set `rule`: of several those that are set; none for the status."""
+    named = _KEYS.get(rule, ())
+    return [key for key in named if len(named) == 1 or getattr(config, key)]
+
 
 HIGHER_IS_BETTER = {"contrast": True, "perplexity": False}
 """The scores that can rank quality."""

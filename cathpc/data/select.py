@@ -240,13 +240,14 @@ def _emptied(settings: SelectConfig, table: Table) -> str:
     last = int(table.code.max())
     rows = table.code == last
     name = filters.NAMES[last]
-    key = filters.KEYS[name]
+    keys = filters.keys(settings, name)
     steps = ", ".join(
         f"{n} {int((table.code == i).sum()):,}" for i, n in enumerate(filters.NAMES) if (table.code == i).any()
     )
     seen = table.value[rows][~np.isnan(table.value[rows])]
     figures = f" (values from {seen.min():.4g} to {seen.max():.4g})" if len(seen) else ""
-    remedy = f"select.{key} is {getattr(settings, key)!r}; relax it." if key else "See the statuses in the scores."
+    set_by = " and ".join(f"select.{key} is {getattr(settings, key)!r}" for key in keys)
+    remedy = f"{set_by}; relax it." if keys else "See the statuses in the scores."
     return (
         f"nothing is kept: rule '{name}' dropped the last {int(rows.sum()):,} of {total:,} records{figures}. {remedy} "
         f"Dropped by rule: {steps}."

@@ -187,6 +187,13 @@ def test_rules_that_are_switched_off_drop_nothing(tmp_path: Path) -> None:
     assert case.kept() == ["odd"]
 
 
+def test_a_refusal_cutoff_of_zero_is_the_strictest_one(tmp_path: Path) -> None:
+    rows = [(record("sure"), score("sure", refusal=0.0)), (record("near"), score("near", refusal=0.001))]
+    case = Case(tmp_path, rows)
+    case.run(refusal_max=0.0)
+    assert case.kept() == ["sure"] and reason(case.verdicts()["near"]) == ("refusal", 0.001, 0.0)
+
+
 def test_nothing_kept_names_the_rule_that_emptied_it(tmp_path: Path) -> None:
     rows = [(record("a"), score("a", language="de")), (record("b"), score("b", refusal=0.4))]
     case = Case(tmp_path, rows)
