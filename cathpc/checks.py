@@ -27,6 +27,8 @@ _RANGES: tuple[_Rule, ...] = (
     ("gpt.heldout_share", lambda v: 0 <= v < 1, "must lie in 0..1"),
     ("gpt.batch_tokens", lambda v: v > 0, _POSITIVE),
     ("gpt.heldout_tokens", lambda v: v > 0, _POSITIVE),
+    ("gpt.eval_every_tokens", lambda v: v >= 0, "must not be negative (0 is off)"),
+    ("gpt.patience", lambda v: v > 0, _POSITIVE),
     ("refusal.batch_size", lambda v: v > 0, _POSITIVE),
     ("refusal.max_len", lambda v: v >= 16, "must be at least 16"),
     ("refusal.prompt_len", lambda v: v >= 0, "must not be negative"),

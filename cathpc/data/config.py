@@ -107,6 +107,8 @@ class SelectConfig:
     """A single-turn answer of component `reasoning` must be longer."""
     health_min_tokens: int = 100
     """An answer of component `health` must be longer."""
+    health_min_diagnosis: float = 0.0
+    """Least `diagnosis` of an answer of component `health`, 0..1: how much it looks like a step-by-step diagnosis."""
     min_correlatives: int = 1
     """Correlatives that every record must have."""
     min_steps: int = 0

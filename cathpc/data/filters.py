@@ -41,6 +41,7 @@ class Columns:
     answer_tokens: Floats
     correlatives: Floats
     steps: Floats
+    diagnosis: Floats
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,11 @@ def _health_short(config: SelectConfig, c: Columns) -> Drop | None:
     return Drop((c.component == "health") & (c.answer_tokens <= limit), c.answer_tokens, limit) if limit else None
 
 
+def _health_vague(config: SelectConfig, c: Columns) -> Drop | None:
+    limit = config.health_min_diagnosis
+    return Drop((c.component == "health") & (c.diagnosis < limit), c.diagnosis, limit) if limit else None
+
+
 def _no_correlative(config: SelectConfig, c: Columns) -> Drop | None:
     limit = config.min_correlatives
     return Drop(c.correlatives < limit, c.correlatives, limit) if limit else None
@@ -116,6 +122,7 @@ RULES: tuple[Rule, ...] = (
     Rule("too_long", "max_answer_tokens", _too_long),
     Rule("cot_short", "reasoning_min_tokens", _cot_short),
     Rule("health_short", "health_min_tokens", _health_short),
+    Rule("health_vague", "health_min_diagnosis", _health_vague),
     Rule("no_correlative", "min_correlatives", _no_correlative),
     Rule("few_steps", "min_steps", _few_steps),
     Rule("refusal", "refusal_max", _refusal),

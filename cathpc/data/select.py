@@ -38,7 +38,7 @@ KEPT = len(filters.NAMES)
 """The code of a kept record; the codes below are places in `filters.NAMES`."""
 VERDICT_FILE_SCHEMA = pa.schema([*VERDICT_SCHEMA, ("source", pa.string()), ("component", pa.string())])
 _META = ["id", "source", "component", "messages.list.element.role"]
-_SCORES = ["id", "status", "language", "refusal", "tokens", "answer_tokens", "correlatives", "steps"]
+_SCORES = ["id", "status", "language", "refusal", "tokens", "answer_tokens", "correlatives", "steps", "diagnosis"]
 
 
 @dataclass
@@ -293,7 +293,10 @@ def to_columns(meta: pa.Table, score: pa.Table) -> filters.Columns:
         turns=sums[ends[1:]] - sums[ends[:-1]],
         status=_strings(score["status"]),
         language=_strings(score["language"]),
-        **{name: _numbers(score[name]) for name in ("refusal", "tokens", "answer_tokens", "correlatives", "steps")},
+        **{
+            name: _numbers(score[name])
+            for name in ("refusal", "tokens", "answer_tokens", "correlatives", "steps", "diagnosis")
+        },
     )
 
 

@@ -19,7 +19,7 @@ from cathpc.errors import UserError
 from cathpc.record import SCORE_SCHEMA
 
 FIGURES = {"nll": 1.0, "pool_nll": 1.5, "perplexity": 2.7, "contrast": 0.5, "tokens": 99, "answer_tokens": 60}
-FIGURES |= {"correlatives": 2, "steps": 1}
+FIGURES |= {"correlatives": 2, "steps": 1, "turn_tokens": 60.0, "diagnosis": 0.4}
 
 
 def finish(folder: Path, stage: str, config: Any, summary: dict[str, Any]) -> None:
@@ -79,7 +79,7 @@ def test_explain_gives_source_scores_models_and_how_far_the_rule_was(
 ) -> None:
     found = json.loads(said(capsys, "explain", runs[1], "--run", "loose", "--json"))
     assert found["record"]["origin"] == "rows.jsonl:2" and found["record"]["license"] == "mit"
-    assert found["score"]["refusal"] == 0.9
+    assert found["score"]["refusal"] == 0.9 and found["score"]["diagnosis"] == 0.4
     assert found["models"]["refusal"] == {
         "fingerprint": "f" * 16, "digest": "d" * 16, "base": "./refusal-base", "line": "refusal is good"
     }  # fmt: skip
