@@ -49,7 +49,11 @@ _RANGES: tuple[_Rule, ...] = (
     ("select.health_min_diagnosis", lambda v: 0 <= v <= 1, "must lie in 0..1 (0 is off)"),
     ("select.min_correlatives", lambda v: v >= 0, "must not be negative (0 is off)"),
     ("select.min_steps", lambda v: v >= 0, "must not be negative (0 is off)"),
-    ("select.refusal_max", lambda v: v is None or 0 <= v <= 1, "must lie in 0..1, or be null (off; 0 is the strictest)"),
+    (
+        "select.refusal_max",
+        lambda v: v is None or 0 <= v <= 1,
+        "must lie in 0..1, or be null (off; 0 is the strictest)",
+    ),
     ("select.drop_quality", lambda v: 0 <= v < 1, "must be 0 (off) or more, and below 1"),
     ("select.population", lambda v: v is None or 0 < v <= 1, "must be above 0 and up to 1, or be null"),
     ("select.max_records", lambda v: v is None or v > 0, "must be greater than 0, or null"),

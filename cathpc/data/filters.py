@@ -128,7 +128,9 @@ RULES: tuple[Rule, ...] = (
     Rule("refusal", "refusal_max", _refusal),
 )
 POPULATION, QUALITY, QUOTA = "population", "quality", "quota"
-NAMES: tuple[str, ...] = (*(rule.name for rule in RULES), POPULATION, QUALITY, QUOTA)
+COMPARING = (POPULATION, QUALITY, QUOTA)
+"""The rules that compare records, in their order, behind `RULES`."""
+NAMES: tuple[str, ...] = (*(rule.name for rule in RULES), *COMPARING)
 _KEYS: dict[str, tuple[str, ...]] = {rule.name: (rule.key,) if rule.key else () for rule in RULES} | {
     POPULATION: ("population",),
     QUALITY: ("drop_quality",),

@@ -9,7 +9,8 @@ prints, for the parts that are named or all of them:
 - `lomo`: every answering model judged by a classifier that was trained on the others' answers. The prompts are the
   same, so this is about manners of refusing; its scaling is that of the out-of-fold log-odds of the other models' rows.
 - `sealed`: our own hard examples, which train nothing (`tests/golden/refusals.jsonl`).
-- `flagged`: every unlabelled answer above the cutoff, to be read (FOLDER/flagged.jsonl); answers that trained the classifier are left out.
+- `flagged`: every unlabelled answer above the cutoff, to be read (`FOLDER/flagged.jsonl`); answers that trained the
+  classifier are left out.
 - `speed`: answers a second beside `transformers.pipeline("text-classification")`: the same model, the same pairs.
 
 Needs the files of `../shared/data`.

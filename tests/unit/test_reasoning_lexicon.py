@@ -78,11 +78,14 @@ def test_a_decimal_number_or_a_year_opens_no_step() -> None:
     assert steps("3.14 is near pi.\n1984 was a year.") == 0
 
 
-DETAILED = """Your pain may be due to acidity, because it comes after meals; therefore I would first rule out an ulcer.
+DETAILED = (
+    """Your pain may be due to acidity, because it comes after meals; therefore I would first rule out an ulcer.
 1. Get an ultrasound and a blood test, since gallstones feel alike.
 2. Start an antacid twice daily, so that the lining heals.
 3. If it goes on, an endoscopy is the next step.
-""" + "Watch what you eat, and write down what hurts and when. " * 10
+"""
+    + "Watch what you eat, and write down what hurts and when. " * 10
+)
 
 
 def test_a_diagnosis_in_detail_scores_high_and_each_part_of_it_counts() -> None:

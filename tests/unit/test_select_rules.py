@@ -30,7 +30,14 @@ def record(key: str, component: str = "general", turns: int = 1, source: str = "
 def score(key: str, **figures: Any) -> Score:
     """A score that passes every rule, but for `figures`."""
     fine = {"nll": 1.0, "pool_nll": 1.5, "perplexity": 2.7, "contrast": 0.5, "refusal": 0.01, "tokens": 220}
-    fine |= {"answer_tokens": 200, "correlatives": 3, "steps": 2, "turn_tokens": 200.0, "diagnosis": 0.6, "language": "en"}
+    fine |= {
+        "answer_tokens": 200,
+        "correlatives": 3,
+        "steps": 2,
+        "turn_tokens": 200.0,
+        "diagnosis": 0.6,
+        "language": "en",
+    }
     return Score(id=key, **{**fine, **figures})
 
 
