@@ -1,8 +1,8 @@
 """Measures of reasoning in a text: correlatives, thought steps, detail of a diagnosis, language.
 
 In: plain text of an answer and a `Lexicon` (YAML, `cathpc/assets/lexicon.yaml` by default). Out: counts, a share
-and an ISO 639-1 code. Matching is by whole words within one sentence ('so' is not in 'also', nor 'if' in 'wife'), outside fenced
-code. Time grows with the length of the text, memory with nothing.
+and an ISO 639-1 code. Matching is by whole words within one sentence ('so' is not in 'also', nor 'if' in 'wife'),
+outside fenced code. Time grows with the length of the text, memory with nothing.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Reasoning:
 def load_lexicon(path: str = "") -> Lexicon:
     """The lexicon in the YAML file `path`, '' for the one that ships with cathpc.
 
-    A file without the section `diagnosis` takes that one's. Raises UserError naming the file, the key and the entry that
-    is wrong.
+    A file without the section `diagnosis` takes that one's. Raises UserError naming the file, the key and the entry
+    that is wrong.
     """
     where = path or "cathpc/assets/lexicon.yaml"
     shipped = (files("cathpc") / "assets" / "lexicon.yaml").read_text("utf-8")

@@ -183,7 +183,7 @@ def test_the_main_population_is_drawn_by_component_and_told(facts: Facts, tmp_pa
     assert set(borders) == set(report_fixture.COMPONENTS) and not measures.populations(facts)
     outside = 0
     for component, (density, border) in borders.items():
-        rows = [r for r in of_component(every.scored, component).to_pylist() if r["rule"] in filters.COMPARING + ("",)]
+        rows = [r for r in of_component(every.scored, component).to_pylist() if r["rule"] in (*filters.COMPARING, "")]
         axes = filters.plane_axes("contrast", *(np.array([r[name] for r in rows]) for name in ("refusal", "contrast")))
         beyond = density.at(*axes) < border * (1 - 1e-9)
         assert beyond.tolist() == [r["rule"] == "population" for r in rows]
