@@ -122,8 +122,8 @@ def population(facts: Facts) -> dict[str, Any]:
         "text": (
             f"Two scores place every record: how likely its answer is a refusal, and its quality ({QUALITY[quality]}). "
             f"{refused}, and of each component the worst {percent(settings['drop_quality'])} by quality go, among "
-            f"those that the other rules left.{main if share else ''} The diagnosis says how much an answer looks like a "
-            "step-by-step diagnosis, from 0 to 1."
+            f"those that the other rules left.{main if share else ''} The diagnosis says how much an answer looks "
+            "like a step-by-step diagnosis, from 0 to 1."
         ),
         "table": table(
             "Scores by component (medians over all scored records; shares over the kept ones)",

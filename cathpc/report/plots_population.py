@@ -121,8 +121,9 @@ def population_panel(
 ) -> Axes:
     """One component in the plane of `population_plane`: filled marks were kept, hollow ones dropped.
 
-    `border`, a density and one of its values, adds a heavy line around what lies above it. The ground on the far
-    side of the cuts is shaded. The ranges are those that the axes show, of all components where panels share them; `size` is a mark's area in square points.
+    `border`, a density and one of its values, adds a heavy line around what lies above it. The ground on the far side
+    of the cuts is shaded. The ranges are those that the axes show, of all components where panels share them; `size` is
+    a mark's area in square points.
     """
     x, alive = clip(refusal), np.asarray(kept, dtype=bool)
     _refusal_axis(axes, refusal_range, refusal_max, most=4)
