@@ -135,7 +135,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "gpt"),
         does="a GPT trained on the reference generators' answers only",
         place=Place.accelerator,
-        version=2,
+        version=3,
         identity=lambda c: _model(c, c.gpt.base),
     ),
     Stage(
@@ -145,7 +145,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "gpt"),
         does="the same GPT trained on all other generators' answers",
         place=Place.accelerator,
-        version=2,
+        version=3,
         identity=lambda c: _model(c, c.gpt.base),
     ),
     Stage(
@@ -169,6 +169,7 @@ STAGES: tuple[Stage, ...] = (
         does="perplexity, contrast, refusal and reasoning measures of every record",
         share=1.0,
         sharded=True,
+        version=2,
         identity=_lexicon,
     ),
     Stage(
@@ -177,7 +178,7 @@ STAGES: tuple[Stage, ...] = (
         inputs=("pull", "score"),
         config=("select",),
         does="kept records, and every drop with its reason",
-        version=3,
+        version=4,
     ),
     Stage(
         "cards",
@@ -250,6 +251,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         config=("report", "tracker"),
         does="one HTML page and W&B",
+        version=2,
         identity=lambda c: c.name,
     ),
 )

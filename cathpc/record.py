@@ -45,6 +45,8 @@ SCORE_SCHEMA = pa.schema(
         ("answer_tokens", pa.int32()),
         ("correlatives", pa.int32()),
         ("steps", pa.int32()),
+        ("turn_tokens", pa.float64()),
+        ("diagnosis", pa.float64()),
         ("language", pa.string()),
     ]
 )
@@ -110,6 +112,11 @@ class Score:
     """Correlatives in the assistant turns."""
     steps: int | None = None
     """Thought steps in the assistant turns."""
+    turn_tokens: float | None = None
+    """Tokens of an assistant turn, on average."""
+    diagnosis: float | None = None
+    """How much the most detailed assistant turn looks like a step-by-step diagnosis, 0..1: see
+    `cathpc.data.reasoning.measure`."""
     language: str | None = None
     """ISO 639-1 code of the answer."""
 

@@ -123,7 +123,10 @@ def chosen(names: list[str], overrides: list[str]) -> tuple[list[Saved], list[st
 
 
 def one(name: str, overrides: list[str]) -> Saved:
-    """The run `name`, or without one that of `overrides`; `UserError` where it is not there."""
+    """The run `name` (or the only one that a pattern matches), or without one that of `overrides`.
+
+    Raises `UserError` where it is not there, or where the pattern matches several.
+    """
     given = [o.partition("=")[2] for o in overrides if o.lstrip("+").startswith("paths.runs=")]
     folder = Path(given[-1] if given else PathsConfig().runs)
     if not name:
@@ -132,7 +135,10 @@ def one(name: str, overrides: list[str]) -> Saved:
             raise UserError(f"no run is named. Give --run RUN or +experiment=NAME. Runs in {folder}: {there or 'none'}")
         config = compose(overrides)
         name, folder = run_name(config, overrides), Path(config.paths.runs)
-    return matching(read(folder), [name], folder)[0]
+    found = matching(read(folder), [name], folder)
+    if len(found) > 1:
+        raise UserError(f"{name!r} names {len(found)} runs; give one of: {', '.join(run.name for run in found)}")
+    return found[0]
 
 
 def manifest(run: Saved, stage: str) -> dict[str, Any]:

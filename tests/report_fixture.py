@@ -118,6 +118,7 @@ def _rows(
                 "pool_nll": None if broken else 2.0 + contrast, "perplexity": None if broken else 7.4,
                 "contrast": None if broken else contrast, "refusal": None if broken else refusal, "tokens": tokens + 20,
                 "answer_tokens": tokens, "correlatives": number % 3, "steps": number % 5, "language": "en",
+                "turn_tokens": float(tokens), "diagnosis": number % 7 / 6,
             }
         )  # fmt: skip
         verdicts.append(
@@ -209,6 +210,8 @@ def _train(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
 def _select(folder: Path, verdicts: list[dict[str, Any]]) -> dict[str, Any]:
     schema = pa.schema([*VERDICT_SCHEMA, ("source", pa.string()), ("component", pa.string())])
     _parquet(folder / "verdicts.parquet", verdicts, schema)
+    cuts = {component: {"quality": cut} for component, cut in QUALITY_CUTS.items()}
+    (folder / "flow.json").write_text(json.dumps({"cuts": cuts}))
     dropped = Counter(v["rule"] for v in verdicts if not v["kept"])
     return {"line": "some kept", "in": len(verdicts), "kept": len(verdicts) - dropped.total(), "dropped": dict(dropped)}
 

@@ -11,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from cathpc import saved
+from cathpc.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,22 +24,37 @@ KEPT, ABSENT = "kept", "not there"
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Two runs, and how much is shown."""
-    parser.add_argument("runs", nargs=2, metavar="RUN", help="names of two runs (`compare` lists them)")
+    what = "names of two runs (`compare` lists them), or one and the overrides of the other (+experiment=NAME ...)"
+    parser.add_argument("runs", nargs=2, metavar="RUN", help=what)
     parser.add_argument("--examples", type=int, default=3, metavar="N", help="ids shown of each move (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Print what differs in the thresholds, and how many records went where."""
-    names = [word for word in arguments.runs if "=" not in word]
-    overrides = arguments.overrides + [word for word in arguments.runs if "=" in word]
-    runs = [saved.one(name, overrides) for name in names]
-    found = difference(runs[0], runs[-1], arguments.examples)
+    found = difference(*_two(arguments.runs + arguments.overrides), arguments.examples)
     if arguments.json:
         print(json.dumps(found, indent=1))
     else:
         print(text(found))
     return 0
+
+
+def _two(words: list[str]) -> tuple[saved.Saved, saved.Saved]:
+    """The two runs that the command line means; raises `UserError` where it means another number of them."""
+    names = [word for word in words if "=" not in word and not word.startswith("~")]
+    overrides = [word for word in words if word not in names]
+    given = [word for word in overrides if not word.lstrip("+").startswith("paths.runs=")]
+    if len(names) + bool(given) != 2 or not names:
+        raise UserError(
+            f"diff compares two runs, and {' '.join(words)} names {len(names) + bool(given)}. Give two names "
+            "(diff demo demo-2f1c9a70), or one and the overrides of the other (diff demo +experiment=demo KEY=VALUE)"
+        )
+    a = saved.one(names[0], overrides)
+    b = saved.one("" if given else names[1], overrides)
+    if a.folder == b.folder:
+        raise UserError(f"{' '.join(words)} names the run {a.name} twice")
+    return a, b
 
 
 def difference(a: saved.Saved, b: saved.Saved, examples: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from cathpc import saved
 from cathpc.errors import UserError
+from cathpc.store import MANIFEST, read_json
 
 HELP = "why a record was kept or dropped: source, scores, models, every rule and how far from it"
 
@@ -59,12 +60,13 @@ def explain(run: saved.Saved, name: str) -> dict[str, Any]:
     if shard >= 0 and scores.is_file():
         found["score"] = _row(scores, row)
         found["models"] = {stage: _model(run, stage) for stage in MODELS}
-        if (folders["select"] / "verdicts.parquet").is_file():
+        select = folders.get("select")
+        if select and (select / MANIFEST).is_file():  # without one it is being written
             import pyarrow.dataset as pads
 
-            verdicts = pads.dataset(folders["select"] / "verdicts.parquet")
+            verdicts = pads.dataset(select / "verdicts.parquet")
             found["verdict"] = verdicts.to_table(filter=pads.field("id") == record["id"]).to_pylist()[0]
-            found["rules"] = _rules(run, folders, record, scores, row, found["verdict"])
+            found["rules"] = _rules(run, select, record, scores, row, found["verdict"])
     return found
 
 
@@ -127,12 +129,13 @@ def _model(run: saved.Saved, stage: str) -> dict[str, Any]:
 
 
 def _rules(
-    run: saved.Saved, folders: dict[str, Path], record: dict[str, Any], scores: Path, row: int, verdict: dict[str, Any]
+    run: saved.Saved, select: Path, record: dict[str, Any], scores: Path, row: int, verdict: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Every rule in its order: the record's figure, the threshold, whether it passes, how far it is from the border.
 
-    Rules that come after the one that dropped the record are shown too: it would have to pass them as well. A figure
-    that compares records is known where the rule looked at this one.
+    Rules that come after the one that dropped the record are shown too: it would have to pass them as well. A rule that
+    compares records and comes before it was passed, though the figure may not be kept; of one that comes after it that
+    is known (True or False) where the figure does not depend on which records were left, else None.
     """
     import numpy as np
     import pyarrow as pa
@@ -142,7 +145,6 @@ def _rules(
     from cathpc.data.config import SelectConfig
     from cathpc.data.select import to_columns
     from cathpc.record import RECORD_SCHEMA
-    from cathpc.store import read_json
 
     settings = SelectConfig(**saved.manifest(run, "select")["config"]["select"])
     score = pq.read_table(scores).slice(row, 1)
@@ -158,15 +160,19 @@ def _rules(
         drop = rule.apply(settings, columns)
         if drop is not None:
             add(rule.name, not bool(drop.dropped[0]), drop.value[0], drop.threshold)
-    cuts = (read_json(folders["select"] / "flow.json") or {}).get("cuts", {}).get(record["component"], {})
+    cuts = (read_json(select / "flow.json") or {}).get("cuts", {}).get(record["component"], {})
+    order = {name: place for place, name in enumerate(filters.NAMES)}
+    last = len(order) if verdict["kept"] else order.get(verdict["rule"], -1)
     values = {filters.QUALITY: score[settings.quality][0].as_py(), filters.QUOTA: filters.sample_hash(record["id"])}
     for name, cut in cuts.items():
         dropped = verdict["rule"] == name
         value = verdict["value"] if dropped else values.get(name)
-        passes: bool | None = None if value is None else not dropped
-        if value is not None and not dropped and name == filters.QUALITY:
+        passes: bool | None = None
+        if dropped or order[name] < last:
+            passes = not dropped
+        elif value is not None and name == filters.QUALITY:
             passes = not bool(filters.worse(settings, np.array([value]), cut)[0])
-        elif value is not None and not dropped:
+        elif value is not None:
             passes = value <= cut
         add(name, passes, value, cut)
     return found

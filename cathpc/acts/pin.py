@@ -1,9 +1,13 @@
-"""`pin`: write commit, licence, gating and size of every Hub repository that an experiment uses to the lock file."""
+"""`pin`: write commit, licence, gating and size of every Hub repository that an experiment uses to the lock file.
+
+A dataset whose card states another licence than the config is refused.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +39,8 @@ def main(arguments: argparse.Namespace) -> int:
         what = f"everything is pinned in {path}" if hub_ids(config) else "it uses nothing of the Hub"
         print(f"{config.name}: {what}")
         return 0
-    rows = pin([i for k, i in wanted if k == "dataset"], [i for k, i in wanted if k == "model"], path)
+    datasets, models = ([i for k, i in wanted if k == kind] for kind in ("dataset", "model"))
+    rows = pin(datasets, models, path, licences(config))
     print(table(rows))
     print(f"written to {path}")
     return 0
@@ -55,11 +60,24 @@ def unpinned(config: Config) -> list[tuple[str, str]]:
     return [(kind, hub_id) for kind, hub_id in hub_ids(config) if hub_id not in entries[f"{kind}s"]]
 
 
-def pin(dataset_ids: list[str], model_ids: list[str], lock_path: Path) -> list[dict[str, Any]]:
+def licences(config: Config) -> dict[str, dict[str, str]]:
+    """Hub id of a dataset -> key of the config -> the licence that it states there."""
+    found: dict[str, dict[str, str]] = {}
+    for name, source in config.dataset.sources.items():
+        if source.hub:
+            found.setdefault(source.hub, {})[f"dataset.sources.{name}.license"] = source.license
+    return found
+
+
+def pin(
+    dataset_ids: list[str], model_ids: list[str], lock_path: Path, stated: Mapping[str, Mapping[str, str]] | None = None
+) -> list[dict[str, Any]]:
     """Ask the Hub (HF_ENDPOINT) for the newest commit of each repository and write all to the lock file at once.
 
     Returns the rows written: {kind, id, commit, license, gated, size_gb}. What could be resolved is written even when
-    others fail; then one `UserError` names each failure. Raises `TryAgainError` when the Hub is out of reach.
+    others fail; then one `UserError` names each failure: a dataset whose card states another licence than `stated`
+    (see `licences`) is one. A card without a licence contradicts none. Raises `TryAgainError` when the Hub is out of
+    reach.
     """
     from huggingface_hub import HfApi
 
@@ -69,6 +87,8 @@ def pin(dataset_ids: list[str], model_ids: list[str], lock_path: Path) -> list[d
     for kind, hub_id in [("dataset", i) for i in dataset_ids] + [("model", i) for i in model_ids]:
         try:
             row = _resolve(api, kind, hub_id)
+            if kind == "dataset":
+                _same_licence(row, (stated or {}).get(hub_id, {}))
         except UserError as error:
             faults.append(str(error))
             continue
@@ -142,6 +162,22 @@ def _resolve(api: HfApi, kind: str, hub_id: str) -> dict[str, Any]:
         "gated": bool(info.gated),
         "size_gb": round(sum(size for _, size in files) / 1e9, 3),
     }
+
+
+def _same_licence(row: dict[str, Any], stated: Mapping[str, str]) -> None:
+    """Raise `UserError` where the card of a dataset states another licence than the config; several may stand there,
+    separated by commas."""
+    on_card = _names(row["license"])
+    for key, licence in stated.items():
+        if on_card and _names(licence) != on_card:
+            raise UserError(
+                f"dataset {row['id']}: its card states the licence '{row['license']}', {key} is '{licence}'. "
+                "Read the card, and state in the config what holds"
+            )
+
+
+def _names(licences: str) -> set[str]:
+    return {name.strip().casefold() for name in licences.split(",") if name.strip()}
 
 
 def _license(info: Any) -> str:

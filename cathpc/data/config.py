@@ -92,24 +92,29 @@ class DatasetConfig:
 
 @dataclass
 class SelectConfig:
-    """Group `select`: the rules, in the order in which they are applied; None or 0 switches a rule off."""
+    """Group `select`: the rules, in the order in which they are applied.
+
+    0 switches off `min_*`, `max_answer_tokens`, `reasoning_min_tokens`, `health_min_*` and `drop_quality`; null
+    switches off `refusal_max`, `population` and `max_records`, [] `languages`, {} `quotas`."""
 
     languages: list[str] = field(default_factory=lambda: ["en"])
     """ISO 639-1 codes that are kept."""
     min_answer_tokens: int = 10
     """Shortest answer, in tokens of the scoring tokenizer."""
     max_answer_tokens: int = 1000
-    """Longest answer; what is longer than `score.window` is not scored and drops out before this rule."""
+    """Longest answer, 0 is any; what is longer than `score.window` is not scored and drops out before this rule."""
     reasoning_min_tokens: int = 50
     """A single-turn answer of component `reasoning` must be longer."""
     health_min_tokens: int = 100
     """An answer of component `health` must be longer."""
+    health_min_diagnosis: float = 0.0
+    """Least `diagnosis` of an answer of component `health`, 0..1: how much it looks like a step-by-step diagnosis."""
     min_correlatives: int = 1
     """Correlatives that every record must have."""
     min_steps: int = 0
     """Thought steps that every record must have; the share with two or more is reported in any case."""
     refusal_max: float | None = 0.2
-    """Refusal score above which a record is dropped."""
+    """Refusal score above which a record is dropped; null switches the rule off, 0 drops every score above 0."""
     quality: str = "contrast"
     """The column of the scores that ranks quality: 'contrast' (higher is better) or 'perplexity' (lower is better)."""
     population: float | None = None

@@ -41,6 +41,7 @@ class Columns:
     answer_tokens: Floats
     correlatives: Floats
     steps: Floats
+    diagnosis: Floats
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _language(config: SelectConfig, c: Columns) -> Drop | None:
 
 def _refusal(config: SelectConfig, c: Columns) -> Drop | None:
     limit = config.refusal_max
-    return Drop(c.refusal > limit, c.refusal, limit) if limit else None
+    return None if limit is None else Drop(c.refusal > limit, c.refusal, limit)
 
 
 def _too_short(config: SelectConfig, c: Columns) -> Drop | None:
@@ -99,6 +100,11 @@ def _health_short(config: SelectConfig, c: Columns) -> Drop | None:
     return Drop((c.component == "health") & (c.answer_tokens <= limit), c.answer_tokens, limit) if limit else None
 
 
+def _health_vague(config: SelectConfig, c: Columns) -> Drop | None:
+    limit = config.health_min_diagnosis
+    return Drop((c.component == "health") & (c.diagnosis < limit), c.diagnosis, limit) if limit else None
+
+
 def _no_correlative(config: SelectConfig, c: Columns) -> Drop | None:
     limit = config.min_correlatives
     return Drop(c.correlatives < limit, c.correlatives, limit) if limit else None
@@ -116,17 +122,27 @@ RULES: tuple[Rule, ...] = (
     Rule("too_long", "max_answer_tokens", _too_long),
     Rule("cot_short", "reasoning_min_tokens", _cot_short),
     Rule("health_short", "health_min_tokens", _health_short),
+    Rule("health_vague", "health_min_diagnosis", _health_vague),
     Rule("no_correlative", "min_correlatives", _no_correlative),
     Rule("few_steps", "min_steps", _few_steps),
     Rule("refusal", "refusal_max", _refusal),
 )
 POPULATION, QUALITY, QUOTA = "population", "quality", "quota"
-NAMES: tuple[str, ...] = (*(rule.name for rule in RULES), POPULATION, QUALITY, QUOTA)
-KEYS: dict[str, str] = {rule.name: rule.key for rule in RULES} | {
-    POPULATION: "population",
-    QUALITY: "drop_quality",
-    QUOTA: "max_records",
+COMPARING = (POPULATION, QUALITY, QUOTA)
+"""The rules that compare records, in their order, behind `RULES`."""
+NAMES: tuple[str, ...] = (*(rule.name for rule in RULES), *COMPARING)
+_KEYS: dict[str, tuple[str, ...]] = {rule.name: (rule.key,) if rule.key else () for rule in RULES} | {
+    POPULATION: ("population",),
+    QUALITY: ("drop_quality",),
+    QUOTA: ("quotas", "max_records"),
 }
+
+
+def keys(config: SelectConfig, rule: str) -> list[str]:
+    """The fields of group `select` that set `rule`: of several those that are set; none for the status."""
+    named = _KEYS.get(rule, ())
+    return [key for key in named if len(named) == 1 or getattr(config, key)]
+
 
 HIGHER_IS_BETTER = {"contrast": True, "perplexity": False}
 """The scores that can rank quality."""

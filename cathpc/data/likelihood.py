@@ -166,6 +166,7 @@ def _tokenise(record: Record, models: ScoringModels) -> _Tokenised:
         score.status = "broken"
         return _Tokenised(record, score, nothing)
     score.tokens, score.answer_tokens = len(ids), _last_turn(record.messages, mask)
+    score.turn_tokens = _turn_tokens(mask)
     if not score.answer_tokens:
         score.status = "empty"
     elif len(ids) > models.window:
@@ -187,6 +188,12 @@ def _last_turn(messages: list[Message], mask: list[bool]) -> int:
     return end - start - 1
 
 
+def _turn_tokens(mask: list[bool]) -> float | None:
+    """Content tokens of an assistant turn, on average: of each run of the mask all but its stop token."""
+    turns = sum(here and not before for here, before in zip(mask, [False, *mask], strict=False))
+    return sum(mask) / turns - 1 if turns else None
+
+
 def _turns(messages: list[Message]) -> list[tuple[str, str]]:
     """Each assistant turn behind the user turn before it."""
     prompt, turns = "", []
@@ -203,6 +210,7 @@ def _count(score: Score, record: Record, models: ScoringModels) -> None:
     turns, bounds = _turns(record.messages), models.bounds
     counts = [measure(text, models.lexicon) for _, text in turns]
     score.correlatives, score.steps = sum(c.correlatives for c in counts), sum(c.steps for c in counts)
+    score.diagnosis = max(c.diagnosis for c in counts)
     score.language = language(turns[-1][1], context=turns[-1][0])
     few = (score.answer_tokens or 0) < bounds.min_answer_tokens or score.correlatives < bounds.min_correlatives
     if few or (bounds.languages and score.language not in bounds.languages):

@@ -1,8 +1,8 @@
-"""Measures of reasoning in a text: correlatives, thought steps, language.
+"""Measures of reasoning in a text: correlatives, thought steps, detail of a diagnosis, language.
 
-In: plain text of an answer and a `Lexicon` (YAML, `cathpc/assets/lexicon.yaml` by default). Out: counts and an ISO
-639-1 code. Matching is by whole words within one sentence ('so' is not in 'also', nor 'if' in 'wife'), outside fenced
-code. Time grows with the length of the text, memory with nothing.
+In: plain text of an answer and a `Lexicon` (YAML, `cathpc/assets/lexicon.yaml` by default). Out: counts, a share
+and an ISO 639-1 code. Matching is by whole words within one sentence ('so' is not in 'also', nor 'if' in 'wife'),
+outside fenced code. Time grows with the length of the text, memory with nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ _NOT_PROSE = re.compile(r"https?://\S+|www\.\S+|\S+@\S+\.\S+|`[^`\n]*`|<[^>\n]{1
 _MIN_LETTERS = 80
 _MAX_CHARS = 2000
 
+ENOUGH = {"steps": 4, "causal": 3, "differential": 2, "tests": 2, "treatment": 2, "words": 150}
+"""What a detailed diagnosis has of each; more of it counts no further."""
+
 
 @dataclass(frozen=True)
 class Lexicon:
@@ -45,6 +48,8 @@ class Lexicon:
     pairs: tuple[re.Pattern[str], ...]
     openers: re.Pattern[str]
     lines: re.Pattern[str]
+    diagnosis: dict[str, re.Pattern[str]]
+    """'causal': the correlatives of that group, of all groups where there is none; and the markers of `_DIAGNOSIS`."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +58,20 @@ class Reasoning:
 
     correlatives: int
     steps: int
+    diagnosis: float
+    """How much the text looks like a detailed diagnosis, 0..1."""
 
 
 def load_lexicon(path: str = "") -> Lexicon:
     """The lexicon in the YAML file `path`, '' for the one that ships with cathpc.
 
-    Raises UserError naming the file, the key and the entry that is wrong.
+    A file without the section `diagnosis` takes that one's. Raises UserError naming the file, the key and the entry
+    that is wrong.
     """
     where = path or "cathpc/assets/lexicon.yaml"
+    shipped = (files("cathpc") / "assets" / "lexicon.yaml").read_text("utf-8")
     try:
-        text = (
-            Path(path).read_text("utf-8") if path else (files("cathpc") / "assets" / "lexicon.yaml").read_text("utf-8")
-        )
+        text = Path(path).read_text("utf-8") if path else shipped
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"score.lexicon: cannot read {where}: {error}. Give a UTF-8 YAML file or leave it empty."
@@ -73,8 +80,12 @@ def load_lexicon(path: str = "") -> Lexicon:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"score.lexicon: {where} is not valid YAML: {error}") from error
-    correlatives, steps = (_section(data, key, keys, where) for key, keys in _KEYS.items())
-    words = [w for group, entries in _groups(correlatives["words"], "correlatives.words", where) for w in entries]
+    if isinstance(data, dict) and "diagnosis" not in data:
+        data["diagnosis"] = yaml.safe_load(shipped)["diagnosis"]
+    correlatives, steps, diagnosis = (_section(data, key, keys, where) for key, keys in _KEYS.items())
+    groups = dict(_groups(correlatives["words"], "correlatives.words", where))
+    words = [word for entries in groups.values() for word in entries]
+    marked = {key: _strings(diagnosis[key], f"diagnosis.{key}", where) for key in _DIAGNOSIS}
     pairs = [
         _pair(entry, f"correlatives.pairs.{group}", where)
         for group, entries in _groups(correlatives["pairs"], "correlatives.pairs", where)
@@ -92,6 +103,10 @@ def load_lexicon(path: str = "") -> Lexicon:
         pairs=tuple(pairs),
         openers=re.compile(rf"[\W_]*{_alternatives(openers)}", re.IGNORECASE),
         lines=re.compile(r"\s*(?:" + "|".join(f"(?:{line})" for line in lines) + ")", re.IGNORECASE),
+        diagnosis={
+            key: re.compile(_alternatives(markers), re.IGNORECASE)
+            for key, markers in {"causal": groups.get("causal", words), **marked}.items()
+        },
     )
 
 
@@ -101,7 +116,13 @@ def sentences(text: str) -> list[str]:
 
 
 def measure(text: str, lexicon: Lexicon) -> Reasoning:
-    """Correlatives and thought steps of `text`; a sentence or line is one step at most, however many markers it has."""
+    """What `text` holds; a sentence or line is one step at most, however many markers it has.
+
+    `diagnosis` is the mean of six shares: of thought steps, of causal correlatives, of different words that weigh one
+    cause against another, that name a test and that name a treatment, and of words at all, each of what `ENOUGH` says
+    and at most 1. It measures the form alone: that an answer goes from findings by way of causes and tests to what is
+    to be done, not whether it is right.
+    """
     correlatives = steps = 0
     for sentence in sentences(text):
         rest = sentence
@@ -119,7 +140,12 @@ def measure(text: str, lexicon: Lexicon) -> Reasoning:
             steps += 1
         else:
             steps += sum(1 for sentence in sentences(line) if lexicon.openers.match(sentence))
-    return Reasoning(correlatives, steps)
+    prose = _FENCE.sub(" ", text)
+    seen = {key: pattern.findall(prose) for key, pattern in lexicon.diagnosis.items()}
+    counts = {key: len({" ".join(marker.casefold().split()) for marker in seen[key]}) for key in _DIAGNOSIS}
+    counts |= {"steps": steps, "causal": len(seen["causal"]), "words": len(prose.split())}
+    shares = [min(counts[key] / enough, 1.0) for key, enough in ENOUGH.items()]
+    return Reasoning(correlatives, steps, sum(shares) / len(shares))
 
 
 def language(text: str, context: str = "") -> str:
@@ -149,7 +175,8 @@ def _identifier() -> LanguageIdentifier:
     return identifier
 
 
-_KEYS = {"correlatives": ("words", "pairs"), "steps": ("openers", "lines")}
+_DIAGNOSIS = ("differential", "tests", "treatment")
+_KEYS = {"correlatives": ("words", "pairs"), "steps": ("openers", "lines"), "diagnosis": _DIAGNOSIS}
 
 
 def _section(data: Any, key: str, keys: tuple[str, ...], where: str) -> dict[str, Any]:

@@ -36,7 +36,10 @@ from cathpc.errors import UserError
 from cathpc.record import SCORE_SCHEMA, Record, Score
 from cathpc.shards import whole
 
-COLUMNS = ("id", "status", "perplexity", "nll", "contrast", "refusal", "tokens", "correlatives", "steps")
+COLUMNS = (
+    "id", "status", "perplexity", "nll", "contrast", "refusal", "tokens", "correlatives", "steps",
+    "turn_tokens", "diagnosis",
+)  # fmt: skip
 CHUNK_ROWS, CHUNK_CHARACTERS = 256, 2_000_000
 OUTPUTS = (".jsonl", ".parquet")
 

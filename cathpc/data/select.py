@@ -38,7 +38,7 @@ KEPT = len(filters.NAMES)
 """The code of a kept record; the codes below are places in `filters.NAMES`."""
 VERDICT_FILE_SCHEMA = pa.schema([*VERDICT_SCHEMA, ("source", pa.string()), ("component", pa.string())])
 _META = ["id", "source", "component", "messages.list.element.role"]
-_SCORES = ["id", "status", "language", "refusal", "tokens", "answer_tokens", "correlatives", "steps"]
+_SCORES = ["id", "status", "language", "refusal", "tokens", "answer_tokens", "correlatives", "steps", "diagnosis"]
 
 
 @dataclass
@@ -240,13 +240,14 @@ def _emptied(settings: SelectConfig, table: Table) -> str:
     last = int(table.code.max())
     rows = table.code == last
     name = filters.NAMES[last]
-    key = filters.KEYS[name]
+    keys = filters.keys(settings, name)
     steps = ", ".join(
         f"{n} {int((table.code == i).sum()):,}" for i, n in enumerate(filters.NAMES) if (table.code == i).any()
     )
     seen = table.value[rows][~np.isnan(table.value[rows])]
     figures = f" (values from {seen.min():.4g} to {seen.max():.4g})" if len(seen) else ""
-    remedy = f"select.{key} is {getattr(settings, key)!r}; relax it." if key else "See the statuses in the scores."
+    set_by = " and ".join(f"select.{key} is {getattr(settings, key)!r}" for key in keys)
+    remedy = f"{set_by}; relax it." if keys else "See the statuses in the scores."
     return (
         f"nothing is kept: rule '{name}' dropped the last {int(rows.sum()):,} of {total:,} records{figures}. {remedy} "
         f"Dropped by rule: {steps}."
@@ -292,7 +293,10 @@ def to_columns(meta: pa.Table, score: pa.Table) -> filters.Columns:
         turns=sums[ends[1:]] - sums[ends[:-1]],
         status=_strings(score["status"]),
         language=_strings(score["language"]),
-        **{name: _numbers(score[name]) for name in ("refusal", "tokens", "answer_tokens", "correlatives", "steps")},
+        **{
+            name: _numbers(score[name])
+            for name in ("refusal", "tokens", "answer_tokens", "correlatives", "steps", "diagnosis")
+        },
     )
 
 

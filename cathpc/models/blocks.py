@@ -33,7 +33,8 @@ def attention(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`query` [rows, heads, L, width], `key` and `value` [rows, kv_heads, L, width] -> [rows, L, heads, width].
+    """`query` [rows, heads, L, width], `key` [rows, kv_heads, L, width] and `value` [rows, kv_heads, L, out] ->
+    [rows, L, heads, out]; in most models `out` is `width`.
 
     Anything but plain causal attention over whole sequences goes to transformers' `sdpa`.
     """
@@ -59,7 +60,7 @@ def attention(
         logits = grouped[:, :, :, start:end].reshape(rows, shared, group * size, width) @ keys[..., :end]
         logits.view(rows, shared, group, size, end)[..., start:] += later[:size, :size]
         mixed = torch.softmax(logits, -1).to(value.dtype) @ value[:, :, :end]
-        parts.append(mixed.view(rows, heads, size, width).transpose(1, 2))
+        parts.append(mixed.view(rows, heads, size, value.shape[-1]).transpose(1, 2))
     return torch.cat(parts, 1), None
 
 

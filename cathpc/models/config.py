@@ -72,6 +72,10 @@ class GptConfig:
     """Share of the prompts that neither GPT trains on."""
     heldout_tokens: int = 8_000
     """Tokens of such prompts and their answers on which the perplexity is measured."""
+    eval_every_tokens: int = 20_000
+    """Training tokens between two looks at the perplexity of some of these answers, for the early stop; 0 is off."""
+    patience: int = 2
+    """Looks without a lower perplexity after which training stops. The weights of the lowest one are kept."""
     dtype: Dtype = Dtype.bfloat16
     """Of the matrix products; weights and optimizer are float32. bfloat16 is 2.6 times as fast on a CPU that has it."""
     seed: int = 0

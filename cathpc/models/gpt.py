@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from cathpc.models.blocks import LARGEST_KEPT
 from cathpc.models.config import Dtype, GptConfig
 from cathpc.models.source import prepare
 from cathpc.models.template import Template
+from cathpc.models.watch import Watch
 from cathpc.models.weights import write_json
 from cathpc.record import RECORD_SCHEMA, heldout, prompt_key, unit_hash
 
@@ -114,8 +116,9 @@ def _stage(
     model: Model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.to(device)
     before = perplexity(model, held_set, template.pad_id, gpt)
+    watch = _watch(model, held_set, template.pad_id, gpt)
     curve = train(
-        model, train_set, template.pad_id, gpt, lambda done, total: progress.report(out, done, total, "tokens")
+        model, train_set, template.pad_id, gpt, lambda done, total: progress.report(out, done, total, "tokens"), watch
     )
     after = perplexity(model, held_set, template.pad_id, gpt)
 
@@ -130,6 +133,8 @@ def _stage(
         "heldout_tokens": sum(map(_targets, held_set)),
         "heldout_ppl_before": before,
         "heldout_ppl_after": after,
+        "heldout_curve": watch.curve if watch else [],
+        "best_step": int(watch.best["step"]) if watch and watch.best else len(curve),
         "generators": {n: count for n, count in seen.items() if n and wanted(n)},
         "seconds": round(time.monotonic() - started, 1),
         "curve": curve,
@@ -139,6 +144,8 @@ def _stage(
     change = (
         "no held-out record" if before is None or after is None else f"held-out perplexity {before:.2f} → {after:.2f}"
     )
+    if metrics["best_step"] < len(curve):
+        change += f", the best at step {metrics['best_step']:,} of {len(curve):,}"
     line = f"{len(train_set):,} records, {train_tokens:,} tokens × {gpt.epochs}, {change}"
     return {**{k: v for k, v in metrics.items() if k != "curve"}, "line": line}
 
@@ -201,11 +208,13 @@ def train(
     pad_id: int,
     gpt: GptConfig,
     report: Callable[[int, int], None] = lambda done, total: None,
+    watch: Watch | None = None,
 ) -> list[dict[str, float]]:
     """Tune `model` in place with AdamW, a short warm-up and a linear decay to a tenth; returns the loss curve.
 
     The loss of a step is the mean NLL, in nats, over the answer tokens of its batch. With `gpt.dtype` bfloat16 the
-    matrices multiply in bfloat16 (autocast) while weights and optimizer stay in float32.
+    matrices multiply in bfloat16 (autocast) while weights and optimizer stay in float32. A `watch` may stop it, and
+    leaves the weights that it found best; it changes nothing else.
     """
     device = next(model.parameters()).device
     steps = [batch for epoch in range(gpt.epochs) for batch in batches(examples, gpt.batch_tokens, gpt.seed + epoch)]
@@ -227,8 +236,24 @@ def train(
         done += sum(len(e.ids) for e in batch)
         curve.append({"step": step + 1, "tokens": done, "loss": round(float(loss.detach()), 5), "lr": rate})
         report(done, total)
+        if watch and watch.after(model, step + 1, done, last=step + 1 == len(steps)):
+            break
+        model.train()
+    if watch:
+        watch.restore(model)
     model.eval()
     return curve
+
+
+def _watch(model: Model, held_set: list[Example], pad_id: int, gpt: GptConfig) -> Watch | None:
+    """What measures while `model` trains, on some of `held_set`: a tenth of the tokens between two measures, so that
+    all of them together cost a thirtieth of the training. None where it is switched off, or nothing is held out."""
+    if not gpt.eval_every_tokens or not held_set:
+        return None
+    ends = accumulate(len(example.ids) for example in held_set)
+    count = sum(end <= gpt.eval_every_tokens / 10 for end in ends)
+    some = held_set[: max(1, count)]
+    return Watch(lambda: perplexity(model, some, pad_id, gpt) or math.nan, gpt.eval_every_tokens, gpt.patience)
 
 
 def perplexity(model: Model, examples: list[Example], pad_id: int, gpt: GptConfig) -> float | None:

@@ -52,14 +52,16 @@ def identity(name: str, *, cache: Path | None = None, causal: bool = False) -> d
 
     A package counts by its version, a Hub id by the commit of the lock, a folder or GGUF file by the bytes of its
     files. Those are read once (about 1 GB/s) and remembered by path, size and time in the JSON file `cache`, where
-    one is given. Raises a `UserError` where there is no such model, or with `causal` where a folder holds one that is
-    no causal language model.
+    one is given. Raises a `UserError` where there is no such model, or with `causal` where it is known here to be no
+    causal language model: by the `config.json` of a folder or a package. What the Hub has shows when it is fetched.
     """
     kind, value = _parse(name)
     if kind == "random":
         return {"random": value, "version": VERSION}
     if kind == "package":
-        _package(value)
+        folder = _package(value)
+        if causal and not _gguf(folder):
+            refuse_other_kinds(folder, name)
         return {"package": value, "version": _package_version(value)}
     if kind == "hub":
         from cathpc.data.lock import commit

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cathpc.data import filters
+from cathpc.data.config import SelectConfig
 from cathpc.report import auroc
 from cathpc.report.gather import Facts
 from cathpc.report.html import number, percent, words
@@ -60,6 +61,9 @@ def flow(facts: Facts) -> dict[str, Any]:
     )
     if labels:
         text += f" {labels:,} labelled refusals train the refusal classifier and never reach the mix."
+    if quotas := {name: most for name, most in settings["quotas"].items() if most}:
+        listed = ", ".join(f"{most:,} of {name}" for name, most in sorted(quotas.items()))
+        text += f" The mix takes at most {listed}."
     if settings["max_records"]:
         text += f" The mix is limited to {settings['max_records']:,} records."
     return {
@@ -102,15 +106,24 @@ def population(facts: Facts) -> dict[str, Any]:
                 _median(scored["refusal"]),
                 _median(scored[quality]),
                 cuts.get(component),
+                _median(scored["diagnosis"]),
                 _share_at_least(kept["correlatives"], 1),
                 _share_at_least(kept["steps"], 2),
             ]
         )
+    limit, share = settings["refusal_max"], settings["population"]
+    refused = f"A refusal score above {number(limit)} drops a record" if limit is not None else "No score is a refusal"
+    outside = dict(rule_counts(facts)).get(filters.POPULATION, 0)
+    main = (
+        f" Of what the rules before it left, each component's main population stays: the smallest region of the plane "
+        f"of both scores that holds {percent(share)} of it; {outside:,} records lie outside."
+    )
     return {
         "text": (
             f"Two scores place every record: how likely its answer is a refusal, and its quality ({QUALITY[quality]}). "
-            f"A refusal score above {number(settings['refusal_max'])} drops a record, and of each component the worst "
-            f"{percent(settings['drop_quality'])} by quality go, among those that the other rules left."
+            f"{refused}, and of each component the worst {percent(settings['drop_quality'])} by quality go, among "
+            f"those that the other rules left.{main if share else ''} The diagnosis says how much an answer looks "
+            "like a step-by-step diagnosis, from 0 to 1."
         ),
         "table": table(
             "Scores by component (medians over all scored records; shares over the kept ones)",
@@ -121,6 +134,7 @@ def population(facts: Facts) -> dict[str, Any]:
                 "refusal",
                 quality,
                 "quality cut",
+                "diagnosis",
                 "with a correlative",
                 "two or more steps",
             ],
@@ -157,6 +171,8 @@ def models(facts: Facts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
             "heldout_ppl_after",
         )
     ]
+    looks = [summary.get("heldout_curve", []) for _, summary in gpts]
+    rows.append(["perplexity of some of them while training", *(number([x["perplexity"] for x in c]) for c in looks)])
     rows.append(["generators", *(", ".join(summary["generators"]) for _, summary in gpts)])
     judged = [
         [r.generator, r.answers, r.contrast, r.equal_length, r.pairs, r.perplexity, r.length]
@@ -245,9 +261,15 @@ def _nearest(facts: Facts, rule: str) -> list[Any] | None:
 
 
 def _setting(settings: Mapping[str, Any], rule: str) -> str:
-    """The key of group `select` that sets a rule, and its value."""
-    key = filters.KEYS.get(rule, "")
-    return f"{key}: {number(settings[key])}" if key else "not scored"
+    """The keys of group `select` that set a rule, and their values."""
+    keys = filters.keys(SelectConfig(**settings), rule)
+    return ", ".join(f"{key}: {_value(settings[key])}" for key in keys) or "not scored"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {number(most)}" for name, most in sorted(value.items()))
+    return number(value)
 
 
 def _threshold(facts: Facts, rule: str) -> str:

@@ -17,7 +17,7 @@ from cathpc.data.filters import HIGHER_IS_BETTER
 from cathpc.report import density, plots_lengths, plots_population
 from cathpc.report.gather import Facts, sample
 from cathpc.report.html import number, percent
-from cathpc.report.measures import count, flags, floats, of_component, ok, quality_cuts
+from cathpc.report.measures import count, flags, floats, of_component, ok, populations, quality_cuts
 from cathpc.report.picture import Picture, canvas, panels, save
 from cathpc.report.style import BLUE, COMPONENT_COLOURS, COMPONENT_MARKERS, GREY, in_order, point_size
 
@@ -71,16 +71,16 @@ def population(facts: Facts, folder: Path, max_points: int) -> dict[str, Picture
         "refusal cut, the horizontal ones are each component's cut for quality. At the rim: each component's marginals."
     )
     pictures = {"population": save(figure, folder, "population", alt, caption, points=True)}
-    if len(components) > 1:
+    if len(components) > 1 or populations(facts):
         key = "population-components"
-        pictures[key] = _population_panels(points, components, quality, cuts, axes_of, folder, max_points)
+        pictures[key] = _population_panels(facts, points, components, cuts, axes_of, folder, max_points)
     return pictures
 
 
 def _population_panels(
+    facts: Facts,
     points: pa.Table,
     components: Sequence[str],
-    quality: str,
     cuts: dict[str, float],
     axes_of: dict[str, Any],
     folder: Path,
@@ -88,6 +88,8 @@ def _population_panels(
 ) -> Picture:
     figure = canvas("Population by component", 0.9 + 1.85 * (-(-len(components) // 2)))
     most = max(max_points // len(components), 1)
+    settings, borders = facts.config("select", "select"), populations(facts)
+    quality = settings["quality"]
     refusal_range = plots_population.extent(floats(points["refusal"]))
     quality_range = plots_population.extent(floats(points[quality]), 0.002, list(cuts.values()))
     said = []
@@ -98,17 +100,28 @@ def _population_panels(
             axes, refusal=floats(shown["refusal"]), quality=floats(shown[quality]), kept=flags(shown["kept"]),
             refusal_range=refusal_range, quality_range=quality_range, quality_cut=cuts.get(name),
             colour=COMPONENT_COLOURS.get(name, BLUE), marker=COMPONENT_MARKERS.get(name, "P"),
-            size=point_size(3 * min(most, points.num_rows)), density=_density(mine, quality), **axes_of,
+            size=point_size(3 * min(most, points.num_rows)), density=_density(mine, quality),
+            border=borders.get(name), **axes_of,
         )  # fmt: skip
         text = f"{count(mine['kept']):,} of {mine.num_rows:,} kept"
         axes.set_title(f"{name}\n{text}", fontsize=9)
-        said.append(f"{name}: {text}" + (f", quality cut {number(cuts[name])}" if name in cuts else ""))
+        outside = count(pc.equal(mine["rule"], filters.POPULATION))
+        said.append(
+            f"{name}: {text}"
+            + (f", {outside:,} outside its main population" if name in borders else "")
+            + (f", quality cut {number(cuts[name])}" if name in cuts else "")
+        )
     figure.supxlabel("refusal score (logit scale)", fontsize=10)
     figure.supylabel(SCORE_AXES[quality], fontsize=10)
     caption = (
         f"The same plane for each component, with its own contours ({_regions()} of its records). Shaded: the far "
         f"sides of the cuts. At most {most:,} records of a component are drawn."
     )
+    if borders:
+        caption += (
+            " The heavy line borders its main population: the smallest region that holds "
+            f"{percent(settings['population'])} of what the rules before left."
+        )
     alt = f"The plane of refusal score and {quality} by component. {'; '.join(said)}."
     return save(figure, folder, "population-components", alt, caption, points=True)
 

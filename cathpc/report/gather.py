@@ -26,7 +26,17 @@ from cathpc.train import metrics
 
 SAMPLE_SEED = 20240508
 HELDOUT_COLUMNS = ["id", "component", "contrast", "perplexity", "answer_tokens"]
-SCORE_COLUMNS = ["id", "status", "perplexity", "contrast", "refusal", "answer_tokens", "correlatives", "steps"]
+SCORE_COLUMNS = [
+    "id",
+    "status",
+    "perplexity",
+    "contrast",
+    "refusal",
+    "answer_tokens",
+    "correlatives",
+    "steps",
+    "diagnosis",
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,8 @@ class Facts:
     """What pull read of each source."""
     scored: pa.Table
     """One row a scored record: the columns of its verdict, and `SCORE_COLUMNS`."""
+    cuts: dict[str, dict[str, float]]
+    """Component -> rule that compares records -> what it held them against."""
     answers_heldout: pa.Table
     """Answers to prompts that no GPT was trained on: `HELDOUT_COLUMNS`, generator, reference (bool)."""
     heldout: pa.Table
@@ -74,6 +86,7 @@ def gather(inputs: dict[str, Path], *, examples: int) -> Facts:
         manifests={name: _json(folder / "manifest.json") for name, folder in inputs.items()},
         sources=_json(inputs["pull"] / "sources.json"),
         scored=scored,
+        cuts=_json(inputs["select"] / "flow.json")["cuts"],
         answers_heldout=_answers(inputs, scored),
         heldout=pq.read_table(inputs["refusal"] / "heldout.parquet", columns=["label", "probability"]),
         steps=steps,

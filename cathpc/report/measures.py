@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cathpc.data import filters
+from cathpc.data.density import Density, plane
 from cathpc.report import auroc
 from cathpc.report.gather import Facts
 
@@ -34,10 +35,27 @@ def source_counts(facts: Facts) -> Counter[tuple[str, str]]:
 
 
 def quality_cuts(facts: Facts) -> dict[str, float]:
-    """Threshold of the quality rule by component, as the verdicts hold it."""
-    table = facts.scored.filter(pc.equal(facts.scored["rule"], filters.QUALITY))
-    cuts = table.group_by("component").aggregate([("threshold", "max")])
-    return dict(zip(cuts["component"].to_pylist(), cuts["threshold_max"].to_pylist(), strict=True))
+    """Threshold of the quality rule by component."""
+    return _cuts(facts, filters.QUALITY)
+
+
+def populations(facts: Facts) -> dict[str, tuple[Density, float]]:
+    """Component -> the density of what the rules before `select.population` left of it, and its value at the border of
+    the main population; empty where the rule is off."""
+    found = {}
+    for component, cut in _cuts(facts, filters.POPULATION).items():
+        rows = ok(of_component(facts.scored, component), facts)
+        left = rows.filter(pc.is_in(rows["rule"], pa.array(["", *filters.COMPARING])))
+        if left.num_rows:
+            quality = facts.config("select", "select")["quality"]
+            density = plane(*filters.plane_axes(quality, floats(left["refusal"]), floats(left[quality])))
+            found[component] = density, cut * float(density.mass.max())
+    return found
+
+
+def _cuts(facts: Facts, rule: str) -> dict[str, float]:
+    there = set(facts.scored["component"].unique().to_pylist())
+    return {name: cuts[rule] for name, cuts in facts.cuts.items() if name in there and rule in cuts}
 
 
 def ok(table: pa.Table, facts: Facts) -> pa.Table:

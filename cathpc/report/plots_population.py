@@ -117,11 +117,13 @@ def population_panel(
     size: float = 8.0,
     lower_is_better: bool = False,
     density: Density | None = None,
+    border: tuple[Density, float] | None = None,
 ) -> Axes:
     """One component in the plane of `population_plane`: filled marks were kept, hollow ones dropped.
 
-    The ground on the far side of the cuts is shaded. The ranges are those that the axes show, of all components where
-    panels share them; `size` is a mark's area in square points.
+    `border`, a density and one of its values, adds a heavy line around what lies above it. The ground on the far side
+    of the cuts is shaded. The ranges are those that the axes show, of all components where panels share them; `size` is
+    a mark's area in square points.
     """
     x, alive = clip(refusal), np.asarray(kept, dtype=bool)
     _refusal_axis(axes, refusal_range, refusal_max, most=4)
@@ -133,6 +135,8 @@ def population_panel(
     _points(axes, x[~alive], y[~alive], size, marker, None)
     _points(axes, x[alive], y[alive], size, marker, colour)
     _contours(axes, density, lower_is_better)
+    if border is not None and border[0].mass.min() < border[1] < border[0].mass.max():
+        _level(axes, border[0], [border[1]], lower_is_better, colors=colour, linewidths=2.4, zorder=6)
     return axes
 
 
@@ -201,8 +205,12 @@ def _contours(axes: Axes, density: Density | None, logarithmic: bool) -> None:
         return
     levels = sorted({density.level(share) for share in REGIONS})
     widths = np.linspace(0.8, 1.5, len(levels)).tolist()
+    _level(axes, density, levels, logarithmic, colors=INK, linewidths=widths, zorder=5)
+
+
+def _level(axes: Axes, density: Density, levels: Sequence[float], logarithmic: bool, **look: Any) -> None:
     y = np.exp(density.y) if logarithmic else density.y
-    axes.contour(expit(density.x), y, density.mass, levels=levels, colors=INK, linewidths=widths, zorder=5)
+    axes.contour(expit(density.x), y, density.mass, levels=levels, **look)
 
 
 def _points(

@@ -9,7 +9,8 @@ prints, for the parts that are named or all of them:
 - `lomo`: every answering model judged by a classifier that was trained on the others' answers. The prompts are the
   same, so this is about manners of refusing; its scaling is that of the out-of-fold log-odds of the other models' rows.
 - `sealed`: our own hard examples, which train nothing (`tests/golden/refusals.jsonl`).
-- `flagged`: every unlabelled answer above the cutoff, to be read; answers that trained the classifier are left out.
+- `flagged`: every unlabelled answer above the cutoff, to be read (`FOLDER/flagged.jsonl`); answers that trained the
+  classifier are left out.
 - `speed`: answers a second beside `transformers.pipeline("text-classification")`: the same model, the same pairs.
 
 Needs the files of `../shared/data`.
@@ -18,7 +19,6 @@ Needs the files of `../shared/data`.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 import time
@@ -186,12 +186,11 @@ def flagged(config: Config, stage: Path) -> None:
     rows = [row for row in answers() if row[2].strip() and row[2].strip() not in trained]
     model = RefusalModel.load(stage / "model")
     probabilities = model.predict([(prompt, text) for _, prompt, text in rows])
-    with open(stage.parent / "flagged.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "probability", "prompt", "answer"])
+    with open(stage.parent / "flagged.jsonl", "w", encoding="utf-8") as file:
         for (name, prompt, text), p in zip(rows, probabilities, strict=True):
             if p > config.refusal.cutoff:
-                writer.writerow([name, f"{p:.3f}", prompt, text])
+                row = {"id": name, "probability": round(float(p), 3), "prompt": prompt, "answer": text}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 print(f"{name:22} {p:.2f}  {' '.join(prompt.split())[-60:]!r}: {' '.join(text.split())[:150]!r}")
     for source in sorted({name.split(":")[0] for name, _, _ in rows}):
         mine = [p for (name, _, _), p in zip(rows, probabilities, strict=True) if name.startswith(source)]

@@ -215,6 +215,7 @@ def scores(top: Path) -> None:
         columns |= {"contrast": contrast, "refusal": draws.beta(0.3, 6, n), "language": ["en"] * n}
         tokens = draws.lognormal(5, 0.7, n).astype(np.int32)
         columns |= {"tokens": tokens + 40, "answer_tokens": tokens}
+        columns |= {"turn_tokens": tokens.astype(float), "diagnosis": draws.beta(3, 4, n)}
         columns |= {"correlatives": draws.poisson(4, n), "steps": draws.poisson(3, n)}
         table_ = pa.table(
             [pa.array(columns[f.name], f.type) if f.name != "id" else ids for f in SCORE_SCHEMA], schema=SCORE_SCHEMA

@@ -260,6 +260,7 @@ def test_a_file_of_ones_own_is_scored_with_the_models_of_the_run(home: Home, tmp
     for one, other in zip(found, scored, strict=True):
         assert list(one) == [
             "id", "status", "perplexity", "nll", "contrast", "refusal", "tokens", "correlatives", "steps",
+            "turn_tokens", "diagnosis",
         ]  # fmt: skip
         assert (one["id"], one["status"], one["steps"]) == (other["id"], other["status"], other["steps"])
         for figure in ("nll", "contrast", "refusal"):

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from cathpc import acts
-from cathpc.config import as_plain
+from cathpc.config import as_plain, compose, run_name
 from cathpc.data import pull, select
 from cathpc.data.config import DatasetConfig, Format, SelectConfig, SourceConfig
 from cathpc.errors import UserError
 from cathpc.record import SCORE_SCHEMA
 
 FIGURES = {"nll": 1.0, "pool_nll": 1.5, "perplexity": 2.7, "contrast": 0.5, "tokens": 99, "answer_tokens": 60}
-FIGURES |= {"correlatives": 2, "steps": 1}
+FIGURES |= {"correlatives": 2, "steps": 1, "turn_tokens": 60.0, "diagnosis": 0.4}
 
 
 def finish(folder: Path, stage: str, config: Any, summary: dict[str, Any]) -> None:
@@ -79,7 +79,7 @@ def test_explain_gives_source_scores_models_and_how_far_the_rule_was(
 ) -> None:
     found = json.loads(said(capsys, "explain", runs[1], "--run", "loose", "--json"))
     assert found["record"]["origin"] == "rows.jsonl:2" and found["record"]["license"] == "mit"
-    assert found["score"]["refusal"] == 0.9
+    assert found["score"]["refusal"] == 0.9 and found["score"]["diagnosis"] == 0.4
     assert found["models"]["refusal"] == {
         "fingerprint": "f" * 16, "digest": "d" * 16, "base": "./refusal-base", "line": "refusal is good"
     }  # fmt: skip
@@ -132,3 +132,63 @@ def test_a_run_that_is_not_there_is_named_with_those_that_are(runs: list[str]) -
     act, arguments = acts.pick(["diff", "loose", "stric"])
     with pytest.raises(UserError, match=r"there is no run 'stric'.*Did you mean: strict"):
         act.main(arguments)
+
+
+@pytest.mark.parametrize(
+    "words", [["+experiment=demo", "select.refusal_max=0.1"], ["loose", "strict", "+experiment=demo"]]
+)
+def test_diff_of_one_run_or_of_three_is_refused(runs: list[str], words: list[str]) -> None:
+    act, arguments = acts.pick(["diff", *words])
+    with pytest.raises(UserError, match=r"diff compares two runs.*names [13]\."):
+        act.main(arguments)
+
+
+def test_diff_takes_the_overrides_of_the_second_run(
+    runs: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    overrides = ["+experiment=smoke", "select.refusal_max=0.1", f"paths.runs={tmp_path / 'runs'}"]
+    name = run_name(compose(overrides), overrides)
+    (tmp_path / "runs" / "strict").rename(tmp_path / "runs" / name)
+    found = json.loads(said(capsys, "diff", "loose", *overrides, "--json"))
+    assert found["runs"] == ["loose", name] and found["settings"] == {"refusal_max": [0.2, 0.1]}
+
+
+def test_a_run_is_not_compared_with_itself(runs: list[str]) -> None:
+    act, arguments = acts.pick(["diff", "loose", "loos*"])
+    with pytest.raises(UserError, match="names the run loose twice"):
+        act.main(arguments)
+
+
+def test_a_pattern_that_names_several_runs_is_refused_with_their_names(runs: list[str]) -> None:
+    act, arguments = acts.pick(["explain", runs[0], "--run", "*"])
+    with pytest.raises(UserError, match=r"'\*' names 2 runs; give one of: loose, strict"):
+        act.main(arguments)
+
+
+def test_explain_of_a_run_without_a_finished_selection_gives_the_scores(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    link = Path("runs/loose/stages/select")
+    (link.resolve() / "manifest.json").unlink()  # its verdicts are there, and may be half of them
+    found = json.loads(said(capsys, "explain", runs[0], "--run", "loose", "--json"))
+    assert found["score"]["refusal"] == 0.01 and "verdict" not in found
+    link.unlink()
+    text = said(capsys, "explain", runs[0], "--run", "loose")
+    assert "refusal 0.01" in text and "rule" not in text
+
+
+def test_explain_knows_that_a_kept_record_passed_the_population(
+    runs: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    settings = SelectConfig(population=0.9, drop_quality=0.5)
+    out = Path("runs/loose/stages/select").resolve()
+    (out / "manifest.json").unlink()
+    inputs = {name: tmp_path / "store" / name / ("f" * 16) for name in ("pull", "score")}
+    given: Any = SimpleNamespace(select=settings)
+    finish(out, "select", {"select": as_plain(settings)}, select.run(given, inputs, out))
+    kept, refused = (
+        {rule["rule"]: rule["passes"] for rule in found["rules"]}
+        for found in (json.loads(said(capsys, "explain", i, "--run", "loose", "--json")) for i in runs[:2])
+    )
+    assert kept["population"] is True and kept["quality"] is True
+    assert refused["refusal"] is False and refused["population"] is None

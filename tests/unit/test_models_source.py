@@ -63,6 +63,24 @@ def test_digests_are_remembered_and_a_changed_file_is_read_again(raw_llama: Path
     assert again not in ("remembered", first["folder"]["config.json"])
 
 
+def test_a_package_with_an_encoder_is_refused_where_a_gpt_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "carries_a_bert"
+    (package / "model").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('imported')")
+    (package / "model" / "config.json").write_text('{"architectures": ["BertForMaskedLM"]}')
+    (package / "model" / "model.safetensors").write_bytes(b"never read")
+    about = tmp_path / "carries_a_bert-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: carries-a-bert\nVersion: 1.0\n")
+    (about / "top_level.txt").write_text("carries_a_bert\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert identity("package:carries_a_bert") == {"package": "carries_a_bert", "version": "1.0"}
+    with pytest.raises(UserError, match=r"package:carries_a_bert: .*BertForMaskedLM, which is no causal"):
+        identity("package:carries_a_bert", causal=True)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cathpc import acts
 from cathpc.acts import pin
 from cathpc.data import lock
 from cathpc.errors import TryAgainError, UserError
@@ -77,6 +78,30 @@ def test_commit_licence_gating_and_size_are_written(hub: Hub, tmp_path: Path) ->
     lines = pin.table(rows).splitlines()
     assert lines[0].split() == ["kind", "id", "commit", "licence", "gated", "size"]
     assert lines[1].split()[:4] == ["dataset", "org/table", commit[:12], "mit"] and "not stated" in lines[2]
+
+
+def test_a_card_that_states_another_licence_than_the_config_is_refused_and_both_are_said(
+    hub: Hub,
+) -> None:
+    config = {"table": ("org/table", "apache-2.0"), "again": ("org/table", "mit"), "lines": ("org/lines", "odc-by")}
+    sources = {n: {"hub": i, "license": text, "format": "prompt_response"} for n, (i, text) in config.items()}
+    overrides = ["+experiment=smoke", *(f"+dataset.sources.{n}={_flow(s)}" for n, s in sources.items())]
+    act, arguments = acts.pick(["pin", *overrides])
+    with pytest.raises(UserError) as caught:
+        act.main(arguments)
+    assert (
+        "org/table: its card states the licence 'mit', dataset.sources.table.license is 'apache-2.0'"
+        in str(caught.value).splitlines()[1]
+    )
+    assert list(lock.read()["datasets"]) == ["org/lines"], "a card without a licence contradicts none"
+    overrides[1] = overrides[1].replace("apache-2.0", "MIT")
+    act, arguments = acts.pick(["pin", *overrides])
+    assert act.main(arguments) == 0
+    assert lock.read()["datasets"]["org/table"]["license"] == "mit"
+
+
+def _flow(source: dict[str, str]) -> str:
+    return "{" + ",".join(f"{key}: {value}" for key, value in source.items()) + "}"
 
 
 def test_what_was_pinned_before_stays(hub: Hub, tmp_path: Path) -> None:

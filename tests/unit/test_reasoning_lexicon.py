@@ -78,6 +78,41 @@ def test_a_decimal_number_or_a_year_opens_no_step() -> None:
     assert steps("3.14 is near pi.\n1984 was a year.") == 0
 
 
+DETAILED = (
+    """Your pain may be due to acidity, because it comes after meals; therefore I would first rule out an ulcer.
+1. Get an ultrasound and a blood test, since gallstones feel alike.
+2. Start an antacid twice daily, so that the lining heals.
+3. If it goes on, an endoscopy is the next step.
+"""
+    + "Watch what you eat, and write down what hurts and when. " * 10
+)
+
+
+def test_a_diagnosis_in_detail_scores_high_and_each_part_of_it_counts() -> None:
+    full = measure(DETAILED, LEXICON).diagnosis
+    assert full == 1.0
+    for parts in (["may be due to", "rule out"], ["ultrasound", "blood test", "endoscopy"], ["antacid", "twice daily"]):
+        text = DETAILED
+        for part in parts:
+            text = text.replace(part, "thing")
+        assert measure(text, LEXICON).diagnosis == pytest.approx(5 / 6), parts
+    assert measure("See a doctor.", LEXICON).diagnosis == pytest.approx(3 / 150 / 6)
+    assert measure("", LEXICON).diagnosis == 0.0
+
+
+def test_no_word_counts_twice_and_no_length_beyond_its_bound_for_a_diagnosis() -> None:
+    once, often = measure("Take an MRI.", LEXICON), measure("Take an MRI. " * 1000, LEXICON)
+    assert often.diagnosis == pytest.approx((1 + 1 / 2) / 6) and once.diagnosis == pytest.approx((3 / 150 + 1 / 2) / 6)
+    assert measure("```\nrule out, MRI, tablets\n```", LEXICON).diagnosis == 0.0
+
+
+def test_a_lexicon_without_words_of_diagnosis_takes_those_that_ship(tmp_path: Path) -> None:
+    data = yaml.safe_load(SHIPPED.read_text())
+    data.pop("diagnosis")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))
+    assert measure(DETAILED, load_lexicon(str(tmp_path / "mine.yaml"))).diagnosis == 1.0
+
+
 @pytest.mark.parametrize(
     ("edit", "named"),
     [
@@ -88,6 +123,8 @@ def test_a_decimal_number_or_a_year_opens_no_step() -> None:
         ({"steps": {"openers": [True], "lines": ["a"]}}, "steps.openers"),
         ({"correlatives": {"words": {"causal": "because"}, "pairs": {"p": ["a ... b"]}}}, "correlatives.words.causal"),
         ({"correlatives": {"words": {"causal": ["so"]}, "pairs": {"p": ["either or"]}}}, "either or"),
+        ({"diagnosis": {"differential": ["rule out"], "tests": ["mri"], "treatment": [5]}}, "diagnosis.treatment"),
+        ({"diagnosis": {"differential": ["rule out"]}}, "treatment"),
     ],
 )
 def test_an_error_in_a_lexicon_is_named(tmp_path: Path, edit: dict, named: str) -> None:

@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 import pytest
 from matplotlib import rc_context
 
-from cathpc.report import figures_flow, figures_scorers, figures_scores
+from cathpc.data import filters
+from cathpc.data.config import SelectConfig
+from cathpc.report import data_part, figures_flow, figures_scorers, figures_scores, measures
 from cathpc.report.gather import Facts, gather
 from cathpc.report.measures import of_component
 from cathpc.report.picture import Picture
@@ -148,3 +150,59 @@ def test_calibration_names_the_error_and_its_interval(facts: Facts, tmp_path: Pa
         picture = figures_scorers.reliability(facts, tmp_path)["reliability"]
         assert not figures_scorers.reliability(replace(facts, heldout=facts.heldout.slice(0, 0)), tmp_path)
     assert "calibration error is 0.041 (95% interval 0.03 to 0.09)." in picture.caption
+
+
+def main_population(facts: Facts, share: float) -> Facts:
+    """The same run, selected with `select.population` too."""
+    settings = SelectConfig(population=share)
+    rows = facts.scored.to_pylist()
+    cuts = {}
+    for component in report_fixture.COMPONENTS:
+        left = [row for row in rows if row["component"] == component and row["rule"] in ("", "quality")]
+        places = [np.array([row[name] for row in left]) for name in ("refusal", "contrast")]
+        densities = filters.density(settings, *places)
+        cut = filters.population_cut(settings, densities)
+        assert cut is not None
+        cuts[component] = {**facts.cuts[component], "population": cut}
+        for row, density in zip(left, densities, strict=True):
+            if density < cut:
+                row |= {"kept": False, "rule": "population", "value": float(density), "threshold": cut}
+    manifest = facts.manifests["select"]
+    config = {"select": {**manifest["config"]["select"], "population": share, "quotas": {"health": 5, "general": 0}}}
+    return replace(
+        facts,
+        scored=pa.Table.from_pylist(rows, schema=facts.scored.schema),
+        cuts=cuts,
+        manifests={**facts.manifests, "select": {**manifest, "config": config}},
+    )
+
+
+def test_the_main_population_is_drawn_by_component_and_told(facts: Facts, tmp_path: Path) -> None:
+    every = main_population(facts, 0.8)
+    borders = measures.populations(every)
+    assert set(borders) == set(report_fixture.COMPONENTS) and not measures.populations(facts)
+    outside = 0
+    for component, (density, border) in borders.items():
+        rows = [r for r in of_component(every.scored, component).to_pylist() if r["rule"] in (*filters.COMPARING, "")]
+        axes = filters.plane_axes("contrast", *(np.array([r[name] for r in rows]) for name in ("refusal", "contrast")))
+        beyond = density.at(*axes) < border * (1 - 1e-9)
+        assert beyond.tolist() == [r["rule"] == "population" for r in rows]
+        outside += int(beyond.sum())
+    text = data_part.population(every)["text"]
+    assert outside > 10 and f"that holds 80% of it; {outside} records lie outside" in text
+    assert "main population" not in data_part.population(facts)["text"]
+    picture = draw(every, tmp_path)["population-components"]
+    assert "The heavy line borders its main population: the smallest region that holds 80%" in picture.caption
+    assert picture.alt.count("outside its main population") == 4
+    alone = main_population(facts, 0.8)
+    pictures = draw(replace(alone, scored=of_component(alone.scored, "health"), sources={}), tmp_path)
+    assert "population-components" in pictures, "the border of a single component is drawn too"
+
+
+def test_quotas_are_told_by_the_keys_that_set_them(facts: Facts) -> None:
+    every = main_population(nothing_kept(facts), 0.8)
+    flow = data_part.flow(every)
+    assert "The mix takes at most 5 of health." in flow["text"]
+    settings = {row[0]: row[3] for row in flow["by_rule"]["rows"]}
+    assert settings["quota"] == "quotas: general 0 health 5" and settings["population"] == "population: 0.8"
+    assert "The mix takes at most" not in data_part.flow(facts)["text"]

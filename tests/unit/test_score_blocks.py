@@ -22,6 +22,16 @@ def test_blocks_equal_one_causal_attention(length: int, shared: int) -> None:
     torch.testing.assert_close(found, expected.transpose(1, 2), atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("shared", [2, 4])
+def test_values_may_have_another_width_than_keys(shared: int) -> None:
+    """As in multi-head latent attention, whose keys carry the rotary part beside."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 4, 130, 24), torch.randn(2, shared, 130, 24), torch.randn(2, shared, 130, 16)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    found, _ = blocks.attention(torch.nn.Module(), query, key, value, None)
+    torch.testing.assert_close(found, expected.transpose(1, 2), atol=2e-6, rtol=0)
+
+
 def test_gradients_are_those_of_one_causal_attention() -> None:
     query, key, value = (torch.randn(1, 4, 130, 8, requires_grad=True) for _ in range(3))
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)

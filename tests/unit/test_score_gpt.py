@@ -19,6 +19,7 @@ from cathpc.models import gpt
 from cathpc.models.config import Dtype, GptConfig
 from cathpc.models.gpt import Example, batches, choose, matches, tensors, token_nll
 from cathpc.models.template import Template
+from cathpc.models.watch import Watch
 from cathpc.record import RECORD_SCHEMA, Record, heldout, record_id
 from tests.unit.conftest import LLAMA_TEMPLATE
 
@@ -143,6 +144,60 @@ def test_the_same_seed_trains_the_same_model(tmp_path: Path, model_cache: Path) 
         gpt.pool(config(model_cache, train_tokens=600, dtype=Dtype.bfloat16), {"pull": pull}, out)
         curves.append(json.loads((out / "metrics.json").read_text())["curve"])
     assert curves[0] == curves[1]
+
+
+def test_looking_at_heldout_answers_changes_no_bit_of_a_training_that_only_gets_better(
+    tmp_path: Path, model_cache: Path
+) -> None:
+    pull = pulled(tmp_path / "pull", {"gpt-4": 60, "vicuna": 60})
+    weights, metrics = [], []
+    for every in (0, 200):
+        out = tmp_path / str(every)
+        out.mkdir()
+        gpt.pool(config(model_cache, train_tokens=1000, eval_every_tokens=every), {"pull": pull}, out)
+        weights.append((out / "model" / "model.safetensors").read_bytes())
+        metrics.append(json.loads((out / "metrics.json").read_text()))
+    seen = [row["perplexity"] for row in metrics[1]["heldout_curve"]]
+    assert len(seen) >= 4 and seen == sorted(seen, reverse=True), "of a training that gets worse this says nothing"
+    assert weights[0] == weights[1] and metrics[0]["heldout_curve"] == []
+    assert metrics[1]["best_step"] == metrics[1]["heldout_curve"][-1]["step"] == len(metrics[1]["curve"])
+
+
+def test_training_stops_where_heldout_answers_get_no_likelier_and_keeps_the_best_weights(
+    tmp_path: Path, model_cache: Path
+) -> None:
+    pull = pulled(tmp_path / "pull", {"gpt-4": 12, "vicuna": 12})
+    found = {}
+    for every in (0, 150):
+        out = tmp_path / str(every)
+        out.mkdir()
+        settings = config(
+            model_cache, train_tokens=150, epochs=30, lr=1e-2, heldout_share=0.5, eval_every_tokens=every, patience=3
+        )
+        summary = gpt.pool(settings, {"pull": pull}, out)
+        found[every] = json.loads((out / "metrics.json").read_text())
+    stopped, whole = found[150], found[0]
+    seen = [row["perplexity"] for row in stopped["heldout_curve"]]
+    best = min(range(len(seen)), key=seen.__getitem__)
+    assert len(seen) == best + 4 and len(stopped["curve"]) < len(whole["curve"])
+    assert stopped["best_step"] == stopped["heldout_curve"][best]["step"]
+    assert stopped["heldout_ppl_after"] < whole["heldout_ppl_after"]
+    assert summary["heldout_curve"] == stopped["heldout_curve"] and "the best at step" in summary["line"]
+
+
+def test_the_weights_of_the_lowest_perplexity_come_back() -> None:
+    model = torch.nn.Linear(1, 1)
+    measured = iter([5.0, math.nan, 4.0, 4.0, 4.5])
+    watch = Watch(lambda: next(measured), every=10, patience=2)
+    for step in range(1, 10):
+        with torch.no_grad():
+            model.weight.fill_(step)
+        if watch.after(model, step, 8 * step, last=False):  # looks at 16, 24, 32, 40, 56 tokens
+            break
+    assert [row["tokens"] for row in watch.curve] == [16, 24, 32, 40, 56]
+    assert watch.best == {"step": 4, "tokens": 32, "perplexity": 4.0}
+    watch.restore(model)
+    assert float(model.weight) == 4.0
 
 
 def test_no_matching_record_names_patterns_and_generators(tmp_path: Path, model_cache: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_score_does_not_depend_on_its_batch(models: likelihood.ScoringModels, 
         assert one.nll == pytest.approx(alone.nll, abs=1e-5)
         assert one.pool_nll == pytest.approx(alone.pool_nll, abs=1e-5)
         assert one.refusal == pytest.approx(alone.refusal, abs=1e-5)
-        counts = {"tokens", "answer_tokens", "correlatives", "steps", "language", "status"}
+        counts = {"tokens", "answer_tokens", "turn_tokens", "correlatives", "steps", "diagnosis", "language", "status"}
         assert {k: v for k, v in asdict(one).items() if k in counts} == {
             k: v for k, v in asdict(alone).items() if k in counts
         }

@@ -30,7 +30,14 @@ def record(key: str, component: str = "general", turns: int = 1, source: str = "
 def score(key: str, **figures: Any) -> Score:
     """A score that passes every rule, but for `figures`."""
     fine = {"nll": 1.0, "pool_nll": 1.5, "perplexity": 2.7, "contrast": 0.5, "refusal": 0.01, "tokens": 220}
-    fine |= {"answer_tokens": 200, "correlatives": 3, "steps": 2, "language": "en"}
+    fine |= {
+        "answer_tokens": 200,
+        "correlatives": 3,
+        "steps": 2,
+        "turn_tokens": 200.0,
+        "diagnosis": 0.6,
+        "language": "en",
+    }
     return Score(id=key, **{**fine, **figures})
 
 
@@ -120,6 +127,16 @@ def test_a_short_health_answer_is_dropped(tmp_path: Path) -> None:
     assert reason(judge(tmp_path, bad)) == ("health_short", 100, 100)
 
 
+def test_a_vague_health_answer_is_dropped_where_a_diagnosis_is_asked_for(tmp_path: Path) -> None:
+    bad = (record("bad", "health"), score("bad", diagnosis=0.3))
+    assert reason(judge(tmp_path / "asked", bad, health_min_diagnosis=0.5)) == ("health_vague", 0.3, 0.5)
+    case = Case(tmp_path / "not", [bad, (record("other"), score("other", diagnosis=0.1))])
+    case.run()
+    assert case.kept() == ["bad", "other"], "off by default"
+    case.run(health_min_diagnosis=0.2)
+    assert case.kept() == ["bad", "other"], "of health alone"
+
+
 def test_an_answer_without_correlatives_is_dropped(tmp_path: Path) -> None:
     assert reason(judge(tmp_path, (record("bad"), score("bad", correlatives=0)))) == ("no_correlative", 0, 1)
 
@@ -185,6 +202,13 @@ def test_rules_that_are_switched_off_drop_nothing(tmp_path: Path) -> None:
         min_correlatives=0,
     )
     assert case.kept() == ["odd"]
+
+
+def test_a_refusal_cutoff_of_zero_is_the_strictest_one(tmp_path: Path) -> None:
+    rows = [(record("sure"), score("sure", refusal=0.0)), (record("near"), score("near", refusal=0.001))]
+    case = Case(tmp_path, rows)
+    case.run(refusal_max=0.0)
+    assert case.kept() == ["sure"] and reason(case.verdicts()["near"]) == ("refusal", 0.001, 0.0)
 
 
 def test_nothing_kept_names_the_rule_that_emptied_it(tmp_path: Path) -> None:
@@ -309,3 +333,17 @@ def test_a_component_has_a_quota_of_its_own(tmp_path: Path) -> None:
     assert {k for k in case.kept() if k.startswith("h")} == set(
         sorted((f"h{i}" for i in range(30)), key=filters.sample_hash)[:5]
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys"),
+    [
+        ({"quotas": {"health": 5}}, ["quotas"]),
+        ({"max_records": 9}, ["max_records"]),
+        ({"quotas": {"health": 5}, "max_records": 9}, ["quotas", "max_records"]),
+    ],
+)
+def test_the_quota_is_told_by_the_keys_that_are_set(settings: dict[str, Any], keys: list[str]) -> None:
+    assert filters.keys(SelectConfig(**settings), "quota") == keys
+    assert filters.keys(SelectConfig(**settings), "refusal") == ["refusal_max"]
+    assert filters.keys(SelectConfig(**settings), "status") == []
