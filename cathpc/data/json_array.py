@@ -14,7 +14,7 @@ from cathpc.data.formats import UNREADABLE, Reject
 _SPACE = re.compile(r"[ \t\n\r]*")
 _STRUCTURE = re.compile(r'["\\\[\]{}]')
 _CUT = 16
-"""Characters before the end of what has arrived that may lack the rest of a token; the longest is a pair of surrogates."""
+"""Characters before the end of what has arrived that may lack the rest of a token, at most a pair of surrogates."""
 
 
 def elements(file: io.TextIOWrapper, max_bytes: int) -> Iterator[tuple[int, int, Any]]:

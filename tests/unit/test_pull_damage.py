@@ -128,7 +128,7 @@ def test_a_broken_element_of_a_large_array_loses_what_follows_it_and_says_where(
 @pytest.mark.parametrize("shift", range(20))
 def test_an_array_may_be_cut_anywhere_between_two_reads(tmp_path: Path, shift: int) -> None:
     """Whatever token the border of the first piece falls into, the elements are the same."""
-    tail = [1.5e-7, "q\\\"", {"a": [True, None, -0.25, "\U0001f600"]}, -12]
+    tail = [1.5e-7, 'q\\"', {"a": [True, None, -0.25, "\U0001f600"]}, -12]
     start = '["' + "x" * (PIECE - 5 - shift * 3) + '", '
     path = tmp_path / "a.json"
     path.write_text(start + ", ".join(map(json.dumps, tail)) + "]")

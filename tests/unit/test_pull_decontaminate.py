@@ -76,7 +76,9 @@ def test_a_set_outside_the_data_root_is_refused(tmp_path: Path) -> None:
 def test_hashes_do_not_depend_on_what_was_hashed_before() -> None:
     code = "from cathpc.data.words import spaced; {}print(spaced(['a b c']).hashes.tolist())"
     runs = [
-        subprocess.run([sys.executable, "-c", code.format(before)], capture_output=True, text=True, check=True, cwd=ROOT)
+        subprocess.run(
+            [sys.executable, "-c", code.format(before)], capture_output=True, text=True, check=True, cwd=ROOT
+        )
         for before in ("", "spaced(['longer words']); ")
     ]
     assert runs[0].stdout == runs[1].stdout
