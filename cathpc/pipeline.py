@@ -115,7 +115,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "dataset"),
         does="sources -> records, deduplicated, with provenance",
         place=Place.network,
-        version=2,
+        version=3,
         identity=_sources,
     ),
     Stage(

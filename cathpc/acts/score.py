@@ -51,14 +51,10 @@ def main(arguments: argparse.Namespace) -> int:
     places = _trained(config, arguments.overrides)
     max_bytes = int(config.dataset.max_row_mb * 1e6)
     scorefile.check_output(output, file)
-    seen = scorefile.survey(file, max_bytes)
-    columns = scorefile.fields(
-        seen,
-        instruction=arguments.instruction,
-        answer=arguments.answer,
-        system=arguments.system,
-        identity=arguments.id,
-    )
+    named = {key: getattr(arguments, key) for key in ("instruction", "answer", "system")}
+    named["identity"] = arguments.id
+    seen = scorefile.survey(file, max_bytes, named.values())
+    columns = scorefile.fields(seen, **named)
     about = digest({"input": file_hash(file), "columns": vars(columns), "models": _models(config, places)})
 
     from transformers.utils import logging

@@ -28,6 +28,13 @@ class Block:
     first: int
     rows: pa.RecordBatch | list[Any]
     """Arrow; or raw lines of JSON (bytes), decoded rows, and `Reject`s of what is no row."""
+    columns: tuple[str, ...] = ()
+    """All that the file has, where `rows` may hold a choice of them."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of Arrow rows."""
+        return self.rows.nbytes if isinstance(self.rows, pa.RecordBatch) else 0
 
 
 def unreadable(error: BaseException, rows: int = 1) -> Reject:

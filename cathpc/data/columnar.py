@@ -1,8 +1,8 @@
-"""Parquet and Arrow files as blocks of rows, a batch at a time, damaged ones too."""
+"""Parquet and Arrow as blocks of rows, a batch at a time, damaged files too."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,13 +13,59 @@ from cathpc.errors import UserError
 
 _LEAST_ROW_BYTES = 8
 """A row of Parquet counts for at least so much, whatever it takes in its file: a bomb may claim a thousand million."""
+_ROWS = 64
+"""Rows that are expanded at once: no file says how often a long value of a dictionary stands in them."""
+
+
+def arrow_blocks(batches: Iterable[pa.RecordBatch], first: int = 1, columns: tuple[str, ...] = ()) -> Iterator[Block]:
+    """Batches joined or cut to blocks of at most `BLOCK_ROWS` rows and about `BLOCK_BYTES`, dictionaries expanded.
+
+    A block holds its own rows alone: a slice would be pickled with all that it was cut from. What came before damage is
+    given before it is raised.
+    """
+    held: list[pa.RecordBatch] = []
+    try:
+        for batch in batches:
+            for start in range(0, len(batch), _ROWS):
+                held.append(_expanded(batch.slice(start, _ROWS)))
+                rows = sum(map(len, held))
+                if rows + _ROWS > BLOCK_ROWS or sum(part.nbytes for part in held) >= BLOCK_BYTES:
+                    yield from _cut(held, first, columns)
+                    first, held = first + rows, []
+    except DAMAGE:
+        yield from _cut(held, first, columns)
+        raise
+    yield from _cut(held, first, columns)
+
+
+def _expanded(batch: pa.RecordBatch) -> pa.RecordBatch:
+    parts = [part.dictionary_decode() if pa.types.is_dictionary(part.type) else part for part in batch.columns]
+    return pa.RecordBatch.from_arrays(parts, names=batch.schema.names)
+
+
+def _cut(held: list[pa.RecordBatch], first: int, columns: tuple[str, ...]) -> Iterator[Block]:
+    """The rows of `held` in as many blocks as their bytes take; empties it."""
+    if not held:
+        return
+    joined = pa.concat_batches(held)
+    held.clear()
+    step = max(1, len(joined) * BLOCK_BYTES // max(1, joined.nbytes))
+    if step >= len(joined):
+        yield Block(first, joined, columns)
+        return
+    for start in range(0, len(joined), step):
+        yield Block(first + start, pa.concat_batches([joined.slice(start, step)]), columns)
 
 
 def parquet_blocks(file: Path, max_expanded: int, columns: Collection[str] | None) -> Iterator[Block]:
-    """Row groups one after the other, in batches of about `BLOCK_BYTES`; a damaged one does not end the file."""
+    """Row groups one after the other; a damaged one does not end the file.
+
+    Raises `UserError` where they claim, or turn out to hold, more than `max_expanded` bytes.
+    """
     try:
         parquet = pq.ParquetFile(file, buffer_size=PIECE)  # else the pages of a whole row group are read at once
         groups = [parquet.metadata.row_group(n) for n in range(parquet.metadata.num_row_groups)]
+        schema = parquet.schema_arrow
     except DAMAGE as error:
         yield Block(1, [unreadable(error)])
         return
@@ -28,40 +74,49 @@ def parquet_blocks(file: Path, max_expanded: int, columns: Collection[str] | Non
         raise bomb(file, max_expanded)
     if parquet.metadata.num_rows != sum(group.num_rows for group in groups):
         raise UserError(f"{file}: row count mismatch: {parquet.metadata.num_rows:,} in all, its row groups disagree")
-    names = _wanted(parquet.schema_arrow, columns)
-    first = 1
+    names = _wanted(schema, columns)
+    first, read = 1, 0
     for number, group in enumerate(groups):
         end = first + group.num_rows
         size = max(1, group.total_byte_size // max(1, group.num_rows))
+        rows = max(1, min(_ROWS, BLOCK_BYTES // size))
         try:
-            rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES // size))
-            for batch in parquet.iter_batches(rows, row_groups=[number], columns=names):
-                yield Block(first, batch)
-                first += len(batch)
+            batches = parquet.iter_batches(rows, row_groups=[number], columns=names, use_threads=False)
+            for block in arrow_blocks(batches, first, tuple(schema.names)):
+                read += block.nbytes
+                if read > max_expanded:
+                    raise bomb(file, max_expanded)
+                yield block
+                first += len(block.rows)
         except DAMAGE as error:
             yield Block(first, [unreadable(error, end - first)])
         first = end
 
 
 def _wanted(schema: pa.Schema, columns: Collection[str] | None) -> list[str]:
-    """Those of `columns` that there are; all, where none of them is, for the sake of an error that names them."""
+    """Those of `columns` that there are; all, where none of them is."""
     return [name for name in schema.names if columns is None or name in columns] or list(schema.names)
 
 
-def arrow_blocks(file: Path, columns: Collection[str] | None) -> Iterator[Block]:
-    """Batches of an Arrow IPC file or stream; a file that was cut short is read as the stream that it begins with."""
-    first = 1
+def ipc_blocks(file: Path, max_expanded: int, columns: Collection[str] | None) -> Iterator[Block]:
+    """Batches of an Arrow IPC file or stream; a file that was cut short is read as the stream that it begins with.
+
+    Raises `UserError` where they hold more than `max_expanded` bytes.
+    """
+    first, read = 1, 0
     try:
         with pa.OSFile(str(file), "rb") as source:
             if source.read(6) == b"ARROW1":
                 source.seek(8)
             else:
                 source.seek(0)
-            for batch in pa.ipc.open_stream(source):
-                batch = batch.select(_wanted(batch.schema, columns))
-                step = max(1, min(BLOCK_ROWS, BLOCK_BYTES * max(1, len(batch)) // max(1, batch.nbytes)))
-                for start in range(0, len(batch), step):
-                    yield Block(first, batch.slice(start, step))
-                    first += len(batch.slice(start, step))
+            stream = pa.ipc.open_stream(source)
+            names = _wanted(stream.schema, columns)
+            for block in arrow_blocks((b.select(names) for b in stream), first, tuple(stream.schema.names)):
+                read += block.nbytes
+                if read > max_expanded:
+                    raise bomb(file, max_expanded)
+                yield block
+                first += len(block.rows)
     except DAMAGE as error:
         yield Block(first, [unreadable(error)])

@@ -65,7 +65,8 @@ class SourceConfig:
     labels: dict[str, float] = field(default_factory=dict)
     """Value of the label column -> refusal label in 0..1."""
     limit: int | None = None
-    """Take at most this many records, by a hash of their prompts: all answers to one prompt go or stay together."""
+    """Take at most this many records, by a hash of their prompts: all answers to one prompt go or stay together, so
+    that a few less may be taken."""
 
 
 @dataclass

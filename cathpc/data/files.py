@@ -15,7 +15,7 @@ from typing import Any
 
 from cathpc.data import json_array
 from cathpc.data.block import BLOCK_BYTES, BLOCK_ROWS, DAMAGE, PIECE, Block, unreadable
-from cathpc.data.columnar import arrow_blocks, parquet_blocks
+from cathpc.data.columnar import ipc_blocks, parquet_blocks
 from cathpc.data.formats import Reject
 from cathpc.data.sources import COMPRESSIONS, file_kind
 from cathpc.data.text import Limited, csv_rows, lines
@@ -35,9 +35,9 @@ def blocks(
         yield from parquet_blocks(file, max_expanded, columns)
         return
     if kind == "arrow":
-        yield from arrow_blocks(file, columns)
+        yield from ipc_blocks(file, max_expanded, columns)
         return
-    numbered: Iterator[tuple[int, Any]]
+    numbered: Iterator[tuple[int, int, Any]]
     with Limited(file, COMPRESSIONS.get(Path(name).suffix.lower()), max_expanded) as raw:
         found = lines(io.BufferedReader(raw, PIECE), max_bytes)
         if kind == "csv":
@@ -47,17 +47,17 @@ def blocks(
                 io.TextIOWrapper(io.BufferedReader(raw, PIECE), "utf-8-sig", "surrogateescape"), max_bytes
             )
         else:
-            numbered = enumerate(found, 1)
+            numbered = ((n, len(line) if isinstance(line, bytes) else 0, line) for n, line in enumerate(found, 1))
         yield from _gathered(numbered)
 
 
-def _gathered(numbered: Iterator[tuple[int, Any]]) -> Iterator[Block]:
-    """Rows in blocks; damage ends them with a reject."""
-    first, rows, size, number = 1, [], 0, 0
+def _gathered(numbered: Iterator[tuple[int, int, Any]]) -> Iterator[Block]:
+    """(number, size, row) in blocks; damage ends them with a reject."""
+    first, rows, size = 1, list[Any](), 0
     try:
-        for number, row in numbered:
+        for number, taken, row in numbered:
             rows.append(row)
-            size += len(row) if isinstance(row, bytes) else 2000
+            size += taken
             if len(rows) >= BLOCK_ROWS or size >= BLOCK_BYTES:
                 yield Block(first, rows)
                 first, rows, size = number + 1, [], 0

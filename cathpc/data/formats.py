@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from cathpc.data.clean import consultation
@@ -60,6 +60,8 @@ FIELDS: dict[Format, dict[str, str]] = {
 """Field of each format -> the column that holds it unless `columns` names another."""
 OPTIONAL = ("system", "generator", "label")
 """Fields that are read only from the column that `columns` names."""
+MOST_COLUMNS = 1000
+"""Columns that are remembered of a source, for errors that name them."""
 
 _ROLES = {
     "system": "system",
@@ -113,6 +115,14 @@ def columns_of(key: str, source: SourceConfig) -> dict[str, str]:
             )
         columns[field] = column
     return columns
+
+
+def note_columns(seen: dict[str, None], names: Iterable[str], wanted: Collection[str]) -> None:
+    """Add columns to those seen, `wanted` ones always, others up to `MOST_COLUMNS`: keys may be ids, new in every
+    row."""
+    for name in names:
+        if len(seen) < MOST_COLUMNS or name in wanted:
+            seen[name] = None
 
 
 def missing_column(key: str, source: SourceConfig, seen: Iterable[str]) -> UserError | None:

@@ -13,10 +13,13 @@ from cathpc.data.formats import UNREADABLE, Reject
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _STRUCTURE = re.compile(r'["\\\[\]{}]')
+_CUT = 16
+"""Characters before the end of what has arrived that may lack the rest of a token, at most a pair of surrogates."""
 
 
-def elements(file: io.TextIOWrapper, max_bytes: int) -> Iterator[tuple[int, Any]]:
-    """Elements of one JSON array, parsed as they arrive; one over `max_bytes` characters is passed over in pieces.
+def elements(file: io.TextIOWrapper, max_bytes: int) -> Iterator[tuple[int, int, Any]]:
+    """(number, characters, element) of one JSON array, parsed as they arrive; one over `max_bytes` characters is passed
+    over in pieces.
 
     Raises `Reject` for all that follows a place where the JSON is broken.
     """
@@ -90,23 +93,26 @@ def elements(file: io.TextIOWrapper, max_bytes: int) -> Iterator[tuple[int, Any]
             number += 1
             row: Any
             while True:
-                if len(text) - at > 2 * max_bytes + PIECE:
-                    row = pass_over()
-                    break
                 try:
                     row, end = decoder.raw_decode(text, at)
-                    if end < len(text) or ended:  # else a number may go on
-                        row = too_large(end - at, max_bytes, text[at : at + 200]) if end - at > max_bytes else row
+                    if end + _CUT < len(text) or ended:  # else a number may go on
+                        size = end - at
+                        row = too_large(size, max_bytes, text[at : at + 200]) if size > max_bytes else row
                         at = end
                         break
                 except RecursionError:
                     raise broken("nested too deeply", at) from None
-                except ValueError as error:
-                    if ended:
-                        where = error.pos if isinstance(error, json.JSONDecodeError) else at
-                        raise broken(getattr(error, "msg", str(error)), where) from None
+                except json.JSONDecodeError as error:
+                    cut = error.msg.startswith("Unterminated string") or error.pos + _CUT >= len(text)
+                    if ended or not cut:
+                        raise broken(error.msg, error.pos) from None
+                    if len(text) - at > max_bytes + _CUT:
+                        row, size = pass_over(), 0
+                        break
+                except ValueError as error:  # a number of thousands of digits
+                    raise broken(str(error), at) from None
                 arrive(max(PIECE, len(text) - at))  # doubles, so that a large row is not parsed over and over
-            yield number, row
+            yield number, size, row
             mark = peek()
             at += 1
             if mark == "]":

@@ -18,14 +18,13 @@ from cathpc.data import dedup
 from cathpc.data.block import Block, too_large
 from cathpc.data.config import SourceConfig
 from cathpc.data.decontaminate import contaminated
-from cathpc.data.formats import CONTAMINATED, Reject, excerpt, to_record
+from cathpc.data.formats import CONTAMINATED, Reject, excerpt, note_columns, to_record
 from cathpc.data.read import rows
 from cathpc.data.staging import Facts
 from cathpc.record import MESSAGE_TYPE, RECORD_SCHEMA, Record, prompt_key, unit_hash
 
 _SAMPLE_SEED = 20_260_101
 """Of the hash that `limit` samples by; another one than any split's, or a sample would be all held out."""
-_MOST_COLUMNS = 1000
 _LABELLED = 0x5DEECE66D
 """Makes labelled refusals other than all other records: they are compared among themselves."""
 
@@ -58,8 +57,8 @@ class Prepared:
     facts: Facts
     rejects: list[tuple[int, Reject]]
     """Row number, and why it is no record."""
-    seen: frozenset[str]
-    """Columns of its rows."""
+    seen: dict[str, None]
+    """Columns of its rows, see `note_columns`."""
 
 
 def prepare(job: tuple[Task, Block]) -> Prepared:
@@ -68,13 +67,15 @@ def prepare(job: tuple[Task, Block]) -> Prepared:
     count = 0
     records: list[tuple[int, Record]] = []
     rejects: list[tuple[int, Reject]] = []
-    seen: set[str] = set()
+    seen: dict[str, None] = {}
+    wanted = frozenset(task.columns.values())
+    note_columns(seen, block.columns, wanted)
     for number, row in rows(block, task.max_bytes):
         try:
             if isinstance(row, Reject):
                 raise row
-            if isinstance(row, dict) and len(seen) < _MOST_COLUMNS:
-                seen.update(map(str, row))
+            if isinstance(row, dict):
+                note_columns(seen, row, wanted)
             record = to_record(row, task.key, task.source, task.columns, f"{task.name}:{number}")
             size = sum(len(m["content"].encode()) for m in record.messages)
             if size > task.max_bytes:
@@ -94,7 +95,7 @@ def prepare(job: tuple[Task, Block]) -> Prepared:
         records = [pair for place, pair in enumerate(records) if place not in found]
     rejects.sort(key=lambda pair: pair[0])
     kept = [record for _, record in records]
-    return Prepared(task, count, to_batch(kept), _facts(kept, task), rejects, frozenset(seen))
+    return Prepared(task, count, to_batch(kept), _facts(kept, task), rejects, seen)
 
 
 def to_batch(records: Sequence[Record]) -> pa.RecordBatch:

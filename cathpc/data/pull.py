@@ -41,6 +41,7 @@ from cathpc.data.formats import (
     columns_of,
     excerpt,
     missing_column,
+    note_columns,
 )
 from cathpc.data.prepare import Prepared, Task, prepare
 from cathpc.data.read import hub_blocks
@@ -127,7 +128,7 @@ class _Counts:
         self._file = file
         self.rows: Counter[str] = Counter()
         self.rejected: dict[str, Counter[str]] = {key: Counter() for key in keys}
-        self.seen: dict[str, set[str]] = {key: set() for key in keys}
+        self.seen: dict[str, dict[str, None]] = {key: {} for key in keys}
         self.damaged: dict[str, str] = {}
         """Source -> what is damaged in it."""
 
@@ -210,7 +211,7 @@ def _take(prepared: Prepared, staged: Staging, counts: _Counts, out: Path, sourc
     """Stage the records of a block and reject its other rows."""
     task = prepared.task
     counts.rows[task.key] += prepared.rows
-    counts.seen[task.key] |= prepared.seen
+    note_columns(counts.seen[task.key], prepared.seen, frozenset(task.columns.values()))
     for number, reject in prepared.rejects:
         counts.reject(task.key, f"{task.name}:{number}", reject)
     staged.add(prepared.batch, prepared.facts, task.index)

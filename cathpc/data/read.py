@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from cathpc.data.block import Block, first_line, too_large
+from cathpc.data.columnar import arrow_blocks
 from cathpc.data.config import SourceConfig
 from cathpc.data.formats import BAD_TEXT, NOT_JSON, Reject, excerpt
 from cathpc.errors import TryAgainError, UserError
@@ -37,7 +38,6 @@ def hub_blocks(key: str, source: SourceConfig, commit: str, cache: Path) -> Iter
     name = f"source {key!r}: {source.hub} at {commit[:12]}"
     if Path(source.hub).exists():  # the library would take it for a folder of data, and no commit would say what it is
         raise UserError(f"{name}: there is a file or folder {source.hub} in {Path.cwd()}; start from another folder")
-    first = 1
     try:
         stream = datasets.load_dataset(
             source.hub,
@@ -47,10 +47,8 @@ def hub_blocks(key: str, source: SourceConfig, commit: str, cache: Path) -> Iter
             streaming=True,
             cache_dir=str(cache),
         )
-        for table in stream.with_format("arrow").iter(_BATCH):
-            for batch in table.to_batches():
-                yield Block(first, batch)
-                first += len(batch)
+        tables = stream.with_format("arrow").iter(_BATCH)
+        yield from arrow_blocks(batch for table in tables for batch in table.to_batches())
     except (ConnectionError, TimeoutError, httpx.TransportError) as error:
         raise TryAgainError(f"{name}: the Hub cannot be reached: {first_line(error)}") from None
     except (ValueError, RuntimeError, FileNotFoundError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:

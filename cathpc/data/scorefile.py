@@ -17,9 +17,10 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,7 +30,7 @@ import pyarrow.parquet as pq
 from cathpc.broken import Broken
 from cathpc.data.config import Format, SourceConfig
 from cathpc.data.files import blocks
-from cathpc.data.formats import NO_ANSWER, UNREADABLE, Reject, to_record
+from cathpc.data.formats import NO_ANSWER, UNREADABLE, Reject, note_columns, to_record
 from cathpc.data.read import rows
 from cathpc.data.sources import COMPRESSIONS, KINDS, file_kind
 from cathpc.errors import UserError
@@ -47,6 +48,7 @@ MESSAGES = ("messages", "conversations")
 INSTRUCTIONS = ("instruction", "prompt", "question", "query")
 ANSWERS = ("output", "response", "answer", "completion", "chosen")
 """Columns that are taken where none is named, the first that is there."""
+_USUAL = (*MESSAGES, *INSTRUCTIONS, *ANSWERS, "input", "id")
 _INT64 = 2**63
 
 
@@ -69,11 +71,14 @@ class Survey:
 
     rows: int
     columns: tuple[str, ...]
-    """Of any row, in the order in which they were seen."""
+    """Of any row, in the order in which they were seen; see `note_columns`."""
 
 
-def survey(file: Path, max_bytes: int) -> Survey:
-    """Read `file` once; raises `UserError` where it is not what its name says, or has no row."""
+def survey(file: Path, max_bytes: int, named: Collection[str] = ()) -> Survey:
+    """Read `file` once, with an eye to the columns `named` and the usual ones.
+
+    Raises `UserError` where it is not what its name says, or has no row.
+    """
     if not file.is_file():
         raise UserError(f"--input {file}: no such file")
     if file_kind(file.name) is None:
@@ -81,13 +86,16 @@ def survey(file: Path, max_bytes: int) -> Survey:
             f"--input {file}: unknown file format {file.suffix!r}. Valid: {', '.join(KINDS)}; text also as "
             f"{' or '.join(COMPRESSIONS)}"
         )
-    count, columns = 0, dict[str, None]()
-    for _, row in _rows(file, max_bytes):
+    count, columns, wanted = 0, dict[str, None](), frozenset((*named, *_USUAL))
+    damage: Reject | None = None
+    for row in _rows(file, max_bytes):
         count += 1
         if isinstance(row, dict):
-            columns.update(dict.fromkeys(map(str, row)))
-        elif isinstance(row, Reject) and row.reason == UNREADABLE and not columns:
-            raise UserError(f"--input {file} cannot be read as {file_kind(file.name)}: {row}")
+            note_columns(columns, row, wanted)
+        elif isinstance(row, Reject) and row.reason == UNREADABLE:
+            damage = damage or row
+    if damage and not columns:
+        raise UserError(f"--input {file} cannot be read as {file_kind(file.name)}: {damage}")
     if not count:
         raise UserError(f"--input {file} has no row")
     return Survey(count, tuple(columns))
@@ -188,18 +196,18 @@ def check_output(output: Path, file: Path) -> None:
         raise UserError(f"--output {output} is {'a folder' if output.is_dir() else 'the input'}: name another file")
 
 
-def _rows(file: Path, max_bytes: int) -> Iterator[tuple[int, Any]]:
+def _rows(file: Path, max_bytes: int) -> Iterator[Any]:
+    """Every row, or in its place the `Reject` that says why it is none."""
     for block in blocks(file, file.name, max_bytes, sys.maxsize):
-        yield from rows(block, max_bytes)
+        for _, row in rows(block, max_bytes):
+            yield from repeat(row, row.rows if isinstance(row, Reject) else 1)
 
 
-def _chunks(
-    rows: Iterable[tuple[int, Any]], columns: Fields, skip: int
-) -> Iterator[list[tuple[int | str, Record | str]]]:
+def _chunks(rows: Iterable[Any], columns: Fields, skip: int) -> Iterator[list[tuple[int | str, Record | str]]]:
     """Rows from number `skip` on, in blocks that fit into memory."""
     chunk: list[tuple[int | str, Record | str]] = []
     size = 0
-    for place, (_, row) in enumerate(rows):
+    for place, row in enumerate(rows):
         if place < skip:
             continue
         key, record = to_row(row, place + 1, columns)

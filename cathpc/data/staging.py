@@ -152,15 +152,18 @@ class Staging:
         (int64).
 
         `limits` holds one number or None a source; a limit takes the records whose prompts come first by a hash: all
-        answers to one prompt go or stay together. Of duplicates the one stays whose generator is known, then that of
-        the first source, then of the lowest id: nothing here depends on the order of the rows, but for rows that are
-        equal in all this."""
+        answers to one prompt go or stay together, unless the first prompt alone has more of them. Of duplicates the
+        one stays whose generator is known, then that of the first source, then of the lowest id: nothing here depends
+        on the order of the rows, but for rows that are equal in all this."""
         numbers, sources, ids = np.arange(len(self)), self.sources, self.ids
         fate, other = np.zeros(len(self), np.int8), np.full(len(self), -1)
         for source, limit in enumerate(limits):
             mine = numbers[sources == source] if limit is not None else numbers[:0]
             if limit is not None and len(mine) > limit:
-                fate[mine[np.lexsort((mine, ids[mine], self._column("samples")[mine]))[limit:]]] = OVER
+                mine = mine[np.lexsort((mine, ids[mine], self._column("samples")[mine]))]
+                samples = self._column("samples")[mine]
+                whole = int(np.searchsorted(samples, samples[limit]))  # where the prompt on the border starts
+                fate[mine[whole or limit :]] = OVER
         order = np.lexsort((ids, sources, self._column("untagged")))
         order = order[fate[order] == KEPT]
         keys = self._column("exact")[order]

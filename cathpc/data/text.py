@@ -96,8 +96,8 @@ class _Decoded:
         return line.decode("utf-8", "surrogateescape")
 
 
-def csv_rows(lines: Iterator[bytes | Reject], max_bytes: int) -> Iterator[tuple[int, Any]]:
-    """Rows of CSV under their header; raises `Reject` where there is none."""
+def csv_rows(lines: Iterator[bytes | Reject], max_bytes: int) -> Iterator[tuple[int, int, Any]]:
+    """(number, characters, row) of CSV under its header; raises `Reject` where there is none."""
     csv.field_size_limit(max_bytes)  # one for the whole process
     reader = csv.reader(_Decoded(lines), strict=True)
     header: list[str] = []
@@ -112,11 +112,11 @@ def csv_rows(lines: Iterator[bytes | Reject], max_bytes: int) -> Iterator[tuple[
                 raise Reject(UNREADABLE, f"no readable header: {error}") from None
             number += 1
             if isinstance(error, Reject):
-                yield number, error
+                yield number, 0, error
             elif "field limit" in str(error):
-                yield number, Reject(TOO_LARGE, f"line {reader.line_num}: a field over {max_bytes / 1e6:g} MB")
+                yield number, 0, Reject(TOO_LARGE, f"line {reader.line_num}: a field over {max_bytes / 1e6:g} MB")
             else:
-                yield number, Reject(NOT_CSV, f"line {reader.line_num}: {error}")
+                yield number, 0, Reject(NOT_CSV, f"line {reader.line_num}: {error}")
             continue
         if not cells:
             continue
@@ -126,9 +126,9 @@ def csv_rows(lines: Iterator[bytes | Reject], max_bytes: int) -> Iterator[tuple[
         number += 1
         size = sum(map(len, cells))
         if size > max_bytes:
-            yield number, too_large(size, max_bytes, cells[0])
+            yield number, 0, too_large(size, max_bytes, cells[0])
         elif len(cells) != len(header):
             seen = f"line {reader.line_num}: {len(cells)} fields, the header has {len(header)}"
-            yield number, Reject(NOT_CSV, seen, excerpt(cells))
+            yield number, 0, Reject(NOT_CSV, seen, excerpt(cells))
         else:
-            yield number, dict(zip(header, cells, strict=True))
+            yield number, size, dict(zip(header, cells, strict=True))

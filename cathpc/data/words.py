@@ -19,7 +19,7 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _SPACED = np.array([byte > 32 for byte in range(256)])
 _ALPHANUMERIC = np.array([byte >= 128 or chr(byte).isalnum() or byte == ord("_") for byte in range(256)])
 _NOT_WORDS = re.compile(r"\W+")
-_powers: np.ndarray = np.ones(1, np.uint64)
+_powers: np.ndarray = np.full(1, MULTIPLIER)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import random
 import subprocess
 import sys
@@ -13,7 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cathpc.data.block import BLOCK_BYTES, PIECE
 from cathpc.data.config import DatasetConfig, Format, SourceConfig
+from cathpc.data.files import blocks
+from cathpc.data.read import rows as decoded
 from cathpc.errors import UserError
 from tests.unit.test_pull_stage import ROOT, Pulled, line, one
 
@@ -110,6 +114,67 @@ def test_a_file_that_is_not_what_its_name_says_is_one_error(tmp_path: Path) -> N
     for name in ("a.parquet", "a.arrow", "a.jsonl.gz", "a.jsonl.zst"):
         with pytest.raises(UserError, match=rf"1 rows of k give no record \(unreadable 1\)\. {name}:1: "):
             one(tmp_path, name, b"certainly something else, and long enough to be looked at" * 9)
+
+
+def test_a_broken_element_of_a_large_array_loses_what_follows_it_and_says_where(tmp_path: Path) -> None:
+    rows = [json.dumps({"prompt": f"question {i}", "response": "x" * 4000}) for i in range(5500)]
+    rows[1] = '{"prompt": oops}'
+    got = one(tmp_path, "a.json", "[" + ",\n".join(rows) + "]", near_duplicates=0)
+    assert (tmp_path / "a.json").stat().st_size > 20_000_000
+    assert got.pairs == [("question 0", "x" * 4000)] and got.reasons == ["unreadable"]
+    assert "Expecting value at line 2, column 12" in got.rejects[0]["detail"]
+
+
+@pytest.mark.parametrize("shift", range(20))
+def test_an_array_may_be_cut_anywhere_between_two_reads(tmp_path: Path, shift: int) -> None:
+    """Whatever token the border of the first piece falls into, the elements are the same."""
+    tail = [1.5e-7, 'q\\"', {"a": [True, None, -0.25, "\U0001f600"]}, -12]
+    start = '["' + "x" * (PIECE - 5 - shift * 3) + '", '
+    path = tmp_path / "a.json"
+    path.write_text(start + ", ".join(map(json.dumps, tail)) + "]")
+    found = [row for block in blocks(path, "a.json", 8_000_000, 10**9) for _, row in decoded(block, 8_000_000)]
+    assert found[1:] == tail
+
+
+def test_a_too_large_element_is_passed_over_and_the_next_is_kept(tmp_path: Path) -> None:
+    rows = [json.loads(line(str(i), "x" * (5_000_000 if i == 1 else 50))) for i in range(4)]
+    got = one(tmp_path, "a.json", json.dumps(rows), max_row_mb=1)
+    assert [prompt for prompt, _ in got.pairs] == ["0", "2", "3"] and got.reasons == ["too_large"]
+    assert got.rejects[0]["detail"].startswith("5.0 MB")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.jsonl", "a.parquet", "a.arrow"])
+def test_a_block_is_bounded_by_bytes_and_carries_no_other_rows(tmp_path: Path, name: str) -> None:
+    data = pa.table({"prompt": [str(i) for i in range(300)], "response": ["x" * 50_000] * 300})
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(data, path)
+    elif name.endswith("arrow"):
+        with pa.ipc.new_file(str(path), data.schema) as writer:
+            writer.write_table(data)
+    elif name.endswith("csv"):
+        path.write_text("prompt,response\n" + "".join(f"{r['prompt']},{r['response']}\n" for r in data.to_pylist()))
+    else:
+        lines = [json.dumps(row) for row in data.to_pylist()]
+        path.write_text("\n".join(lines) if name.endswith("jsonl") else "[" + ",".join(lines) + "]")
+    found = list(blocks(path, name, 8_000_000, 10**9))
+    assert max(len(pickle.dumps(block)) for block in found) < BLOCK_BYTES * 1.2
+    numbers = [number for block in found for number, _ in decoded(block, 8_000_000)]
+    assert len(found) < 20 and numbers == list(range(1, 301))
+
+
+@pytest.mark.parametrize("categorical", [False, True])
+def test_a_long_value_that_many_rows_share_counts_for_each_of_them(tmp_path: Path, categorical: bool) -> None:
+    data = pa.table({"prompt": [str(i) for i in range(200)], "response": ["x" * 1_000_000] * 200})
+    if categorical:
+        data = data.set_column(1, "response", data["response"].dictionary_encode())
+    path = tmp_path / "a.parquet"
+    pq.write_table(data, path, compression="zstd")
+    assert path.stat().st_size < 100_000
+    sizes = [block.rows.nbytes for block in blocks(path, "a.parquet", 8_000_000, 10**9)]  # type: ignore[union-attr]
+    assert sum(sizes) > 200_000_000 and max(sizes) < BLOCK_BYTES * 1.2
+    with pytest.raises(UserError, match=r"a\.parquet: expanded size over the limit of 0\.05 GB"):
+        list(blocks(path, "a.parquet", 8_000_000, 50_000_000))
 
 
 def test_a_bomb_is_refused_before_it_has_grown(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from cathpc.data.sources import evaluation_sets
 from cathpc.errors import UserError
 
 LONG = "The quick brown fox jumps over the lazy dog while seven wise men watch it from the shore of a lake."
+ROOT = Path(__file__).parents[2]
 SHORT = "Which planet of ours has the most moons?"
 
 
@@ -68,3 +71,14 @@ def test_the_shipped_probes_are_a_set_and_a_set_without_text_is_refused(tmp_path
 def test_a_set_outside_the_data_root_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dataset\.decontaminate: \.\./x\.jsonl: path leaves the data root"):
         evaluation_sets(DatasetConfig(root=str(tmp_path), decontaminate=["../x.jsonl"]))
+
+
+def test_hashes_do_not_depend_on_what_was_hashed_before() -> None:
+    code = "from cathpc.data.words import spaced; {}print(spaced(['a b c']).hashes.tolist())"
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code.format(before)], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        for before in ("", "spaced(['longer words']); ")
+    ]
+    assert runs[0].stdout == runs[1].stdout

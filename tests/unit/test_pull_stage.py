@@ -15,6 +15,7 @@ import pytest
 
 from cathpc.data import dedup, pull
 from cathpc.data.config import Component, DatasetConfig, Format, SourceConfig
+from cathpc.data.formats import MOST_COLUMNS
 from cathpc.errors import UserError
 from cathpc.record import RECORD_SCHEMA
 
@@ -180,6 +181,22 @@ def test_a_wrong_column_is_one_error_with_the_columns_seen(tmp_path: Path) -> No
         one(tmp_path, "a.jsonl", line("a", "b"), columns={"answer": "reply"})
 
 
+def test_a_wrong_column_of_parquet_is_one_error_with_all_columns(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "response": "b", "n": 1, "reply": "c"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x")
+    with pytest.raises(UserError, match=r"a column 'answer'. Columns seen: n, prompt, reply, response"):
+        one(tmp_path, "a.parquet", (tmp_path / "x").read_bytes(), columns={"answer": "answer"})
+
+
+def test_columns_are_remembered_up_to_a_number_and_those_of_the_config_always(tmp_path: Path) -> None:
+    text = "".join(line(f"q {i}", "b", **{f"id {i} {j}": 1 for j in range(40)}) for i in range(100))
+    got = one(tmp_path, "a.jsonl", text + line("last", "b", late="c"), columns={"generator": "late"}, near_duplicates=0)
+    assert len(got.records) == 101 and got.records[-1]["generator"] == "c"
+    with pytest.raises(UserError, match="Columns seen") as error:
+        one(tmp_path, "a.jsonl", text, columns={"generator": "later"})
+    assert str(error.value).count(", ") < MOST_COLUMNS + 10
+
+
 def test_a_wrong_format_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none of the 2 rows of a\.jsonl can be read as sharegpt \(no_prompt 2\)"):
         one(tmp_path, "a.jsonl", line("a", "b") * 2, format=Format.sharegpt)
@@ -295,6 +312,15 @@ def test_a_limit_keeps_all_answers_to_a_prompt_together(tmp_path: Path) -> None:
     prompts = [prompt for prompt, _ in got.pairs]
     assert len(prompts) == 40 and len(set(prompts)) == 10
     assert got.reasons == ["over_limit"] * 160
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(42, 40), (43, 40), (44, 44), (3, 3)])
+def test_at_the_border_of_a_limit_no_prompt_is_parted_but_one_that_is_too_many(
+    tmp_path: Path, limit: int, kept: int
+) -> None:
+    text = "".join(line(f"question {i}", f"answer {i} of {model}") for model in "abcd" for i in range(50))
+    got = one(tmp_path, "a.jsonl", text, limit=limit)
+    assert len(got.pairs) == kept and len({prompt for prompt, _ in got.pairs}) == -(-kept // 4)
 
 
 def test_records_are_cut_into_shards_in_order(tmp_path: Path) -> None:

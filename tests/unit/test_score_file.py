@@ -113,6 +113,29 @@ def test_parquet_in_and_out_equal_json_lines(tmp_path: Path) -> None:
     assert tuple(schema.names) == COLUMNS and schema.field("id").type == pa.string()
 
 
+@pytest.mark.parametrize("group", [0, 1])
+def test_every_row_of_a_damaged_row_group_gives_one_row_in_its_place(tmp_path: Path, group: int) -> None:
+    rows = [{"id": i, "prompt": "q", "response": f"answer {i}"} for i in range(300)]
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=100, use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    start = pq.read_metadata(path).row_group(group).column(2).data_page_offset
+    content[start : start + 200] = b"\xff" * 200
+    path.write_bytes(content)
+    found = scored(tmp_path, path)
+    bad = range(group * 100, group * 100 + 100)
+    assert [row["status"] for row in found] == ["unreadable" if i in bad else "ok" for i in range(300)]
+    assert [row["id"] for row in found] == [i + 1 if i in bad else i for i in range(300)]
+
+
+def test_columns_that_are_named_are_seen_behind_any_number_of_others(tmp_path: Path) -> None:
+    rows = [{f"k{i} {j}": 1 for j in range(50)} for i in range(100)]
+    file = lines(tmp_path / "in.jsonl", *rows, {"ask": "q", "reply": "a", "output": "b"})
+    seen = survey(file, MAX_BYTES, ["ask", "reply"])
+    assert fields(seen, instruction="ask", answer="reply").answer == "reply"
+    assert {"ask", "reply", "output"} < set(seen.columns) and len(seen.columns) < 1100
+
+
 def test_whole_ids_stay_whole_and_mixed_ones_become_text_in_parquet(tmp_path: Path) -> None:
     whole_ids = lines(tmp_path / "whole.jsonl", *({"id": i * 7, "prompt": "q", "response": "x"} for i in range(3)))
     assert [row["id"] for row in scored(tmp_path, whole_ids, output="a.parquet")] == [0, 7, 14]
