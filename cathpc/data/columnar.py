@@ -27,11 +27,12 @@ def arrow_blocks(batches: Iterable[pa.RecordBatch], first: int = 1, columns: tup
     try:
         for batch in batches:
             for start in range(0, len(batch), _ROWS):
-                held.append(_expanded(batch.slice(start, _ROWS)))
-                rows = sum(map(len, held))
-                if rows + _ROWS > BLOCK_ROWS or sum(part.nbytes for part in held) >= BLOCK_BYTES:
+                part = _expanded(batch.slice(start, _ROWS))
+                rows, size = sum(map(len, held)), sum(one.nbytes for one in held)
+                if held and (rows + len(part) > BLOCK_ROWS or size + part.nbytes > BLOCK_BYTES):
                     yield from _cut(held, first, columns)
-                    first, held = first + rows, []
+                    first += rows
+                held.append(part)
     except DAMAGE:
         yield from _cut(held, first, columns)
         raise
