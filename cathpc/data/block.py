@@ -31,12 +31,6 @@ class Block:
     columns: tuple[str, ...] = ()
     """All that the file has, where `rows` may hold a choice of them."""
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of Arrow rows."""
-        return self.rows.nbytes if isinstance(self.rows, pa.RecordBatch) else 0
-
-
 def unreadable(error: BaseException, rows: int = 1) -> Reject:
     """The reject for `rows` rows, or for all that follows, of a damaged file; raises what is no damage but a disk's
     fault, since the file may be read another time."""

@@ -27,11 +27,12 @@ def arrow_blocks(batches: Iterable[pa.RecordBatch], first: int = 1, columns: tup
     try:
         for batch in batches:
             for start in range(0, len(batch), _ROWS):
-                held.append(_expanded(batch.slice(start, _ROWS)))
-                rows = sum(map(len, held))
-                if rows + _ROWS > BLOCK_ROWS or sum(part.nbytes for part in held) >= BLOCK_BYTES:
+                part = _expanded(batch.slice(start, _ROWS))
+                rows, size = sum(map(len, held)), sum(one.nbytes for one in held)
+                if held and (rows + len(part) > BLOCK_ROWS or size + part.nbytes > BLOCK_BYTES):
                     yield from _cut(held, first, columns)
-                    first, held = first + rows, []
+                    first += rows
+                held.append(part)
     except DAMAGE:
         yield from _cut(held, first, columns)
         raise
@@ -47,14 +48,28 @@ def _cut(held: list[pa.RecordBatch], first: int, columns: tuple[str, ...]) -> It
     """The rows of `held` in as many blocks as their bytes take; empties it."""
     if not held:
         return
-    joined = pa.concat_batches(held)
+    joined = _own(held)
     held.clear()
     step = max(1, len(joined) * BLOCK_BYTES // max(1, joined.nbytes))
     if step >= len(joined):
         yield Block(first, joined, columns)
         return
     for start in range(0, len(joined), step):
-        yield Block(first + start, pa.concat_batches([joined.slice(start, step)]), columns)
+        yield Block(first + start, _own([joined.slice(start, step)]), columns)
+
+
+def _own(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """Batches as one, without what they were cut from; copied only where they must be."""
+    only = parts[0]
+    return only if len(parts) == 1 and only.get_total_buffer_size() < 1.1 * only.nbytes else pa.concat_batches(parts)
+
+
+def _within(read: int, block: Block, most: int, file: Path) -> int:
+    """The bytes read so far and those of `block`; raises `UserError` for more than `most`."""
+    read += block.rows.nbytes if isinstance(block.rows, pa.RecordBatch) else 0
+    if read > most:
+        raise bomb(file, most)
+    return read
 
 
 def parquet_blocks(file: Path, max_expanded: int, columns: Collection[str] | None) -> Iterator[Block]:
@@ -83,9 +98,7 @@ def parquet_blocks(file: Path, max_expanded: int, columns: Collection[str] | Non
         try:
             batches = parquet.iter_batches(rows, row_groups=[number], columns=names, use_threads=False)
             for block in arrow_blocks(batches, first, tuple(schema.names)):
-                read += block.nbytes
-                if read > max_expanded:
-                    raise bomb(file, max_expanded)
+                read = _within(read, block, max_expanded, file)
                 yield block
                 first += len(block.rows)
         except DAMAGE as error:
@@ -113,9 +126,7 @@ def ipc_blocks(file: Path, max_expanded: int, columns: Collection[str] | None) -
             stream = pa.ipc.open_stream(source)
             names = _wanted(stream.schema, columns)
             for block in arrow_blocks((b.select(names) for b in stream), first, tuple(stream.schema.names)):
-                read += block.nbytes
-                if read > max_expanded:
-                    raise bomb(file, max_expanded)
+                read = _within(read, block, max_expanded, file)
                 yield block
                 first += len(block.rows)
     except DAMAGE as error:
