@@ -83,9 +83,8 @@ def test_commit_licence_gating_and_size_are_written(hub: Hub, tmp_path: Path) ->
 def test_a_card_that_states_another_licence_than_the_config_is_refused_and_both_are_said(
     hub: Hub,
 ) -> None:
-    config = {"table": ("org/table", "apache-2.0"), "again": ("org/table", "mit"), "lines": ("org/lines", "odc-by")}
-    sources = {n: {"hub": i, "license": text, "format": "prompt_response"} for n, (i, text) in config.items()}
-    overrides = ["+experiment=smoke", *(f"+dataset.sources.{n}={_flow(s)}" for n, s in sources.items())]
+    sources = "table: {hub: org/table, license: apache-2.0}, again: {hub: org/table, license: mit}"
+    overrides = ["+experiment=smoke", f"+dataset.sources={{{sources}, lines: {{hub: org/lines, license: odc-by}}}}"]
     act, arguments = acts.pick(["pin", *overrides])
     with pytest.raises(UserError) as caught:
         act.main(arguments)
@@ -98,10 +97,6 @@ def test_a_card_that_states_another_licence_than_the_config_is_refused_and_both_
     act, arguments = acts.pick(["pin", *overrides])
     assert act.main(arguments) == 0
     assert lock.read()["datasets"]["org/table"]["license"] == "mit"
-
-
-def _flow(source: dict[str, str]) -> str:
-    return "{" + ",".join(f"{key}: {value}" for key, value in source.items()) + "}"
 
 
 def test_what_was_pinned_before_stays(hub: Hub, tmp_path: Path) -> None:

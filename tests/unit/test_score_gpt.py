@@ -167,12 +167,17 @@ def test_training_stops_where_heldout_answers_get_no_likelier_and_keeps_the_best
     tmp_path: Path, model_cache: Path
 ) -> None:
     pull = pulled(tmp_path / "pull", {"gpt-4": 12, "vicuna": 12})
+    shard = pull / "records" / "records-00000.parquet"
+    rows = pq.read_table(shard).to_pylist()
+    for row in rows:  # what is right for the prompts of the training is wrong for the others
+        row["messages"][1]["content"] = "red blue red blue" if heldout(row["messages"], 0.5) else "red red red red"
+    pq.write_table(pa.Table.from_pylist(rows, schema=RECORD_SCHEMA), shard)
     found = {}
     for every in (0, 150):
         out = tmp_path / str(every)
         out.mkdir()
         settings = config(
-            model_cache, train_tokens=150, epochs=30, lr=1e-2, heldout_share=0.5, eval_every_tokens=every, patience=3
+            model_cache, train_tokens=150, epochs=30, heldout_share=0.5, eval_every_tokens=every, patience=3
         )
         summary = gpt.pool(settings, {"pull": pull}, out)
         found[every] = json.loads((out / "metrics.json").read_text())
@@ -197,7 +202,7 @@ def test_the_weights_of_the_lowest_perplexity_come_back() -> None:
     assert [row["tokens"] for row in watch.curve] == [16, 24, 32, 40, 56]
     assert watch.best == {"step": 4, "tokens": 32, "perplexity": 4.0}
     watch.restore(model)
-    assert float(model.weight) == 4.0
+    assert float(model.weight.detach()) == 4.0
 
 
 def test_no_matching_record_names_patterns_and_generators(tmp_path: Path, model_cache: Path) -> None:
