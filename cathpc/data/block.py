@@ -31,6 +31,7 @@ class Block:
     columns: tuple[str, ...] = ()
     """All that the file has, where `rows` may hold a choice of them."""
 
+
 def unreadable(error: BaseException, rows: int = 1) -> Reject:
     """The reject for `rows` rows, or for all that follows, of a damaged file; raises what is no damage but a disk's
     fault, since the file may be read another time."""
