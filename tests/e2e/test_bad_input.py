@@ -110,7 +110,7 @@ def test_a_source_that_cannot_be_used_is_one_message(
         (["+experiment=smoke", "model.base=./nowhere"], ["nowhere"]),
         (["+experiment=smoke", "model.base=package:no_such_package"], ["no_such_package"]),
         (["+experiment=smoke", "select.quotas={beauty: 9}"], ["beauty", "general"]),
-        (["select", "+experiment=smoke"], ["pull", "python -m cathpc"]),
+        (["select", "+experiment=smoke"], ["pull", "-m cathpc +experiment=smoke"]),
         (["diff", "smoke", "other"], ["runs"]),
         (["+experiment=cat70b", "cluster=local", "train=cpu"], ["pin", "meta-llama/Meta-Llama-3-70B"]),
     ],

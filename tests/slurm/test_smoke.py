@@ -67,8 +67,9 @@ def test_submitting_takes_seconds_and_the_same_command_again_submits_nothing(fin
     ids = sorted(site.queue())
     again = site.must(*SMOKE)
     assert "0 stages submitted" in again
-    assert sorted(i.partition("_")[0] for i in site.queue()) == sorted(i.partition("_")[0] for i in ids)
-    assert site.must("cancel", *SMOKE).count("cancelled") == len(STAGES)
+    assert {i.partition("_")[0] for i in site.queue()} <= {i.partition("_")[0] for i in ids}
+    # What waits for nothing, pull and base, may have ended by now.
+    assert len(STAGES) - 2 <= site.must("cancel", *SMOKE).count("cancelled") <= len(STAGES)
     site.settled(60)
 
 
