@@ -92,16 +92,10 @@ def chosen(names: list[str], overrides: list[str]) -> tuple[list[Saved], list[st
 
     Raises `UserError` with the runs that there are where there is none of them.
     """
-    given = [o.partition("=")[2] for o in overrides if o.lstrip("+").startswith("paths.runs=")]
-    folder = Path(given[-1] if given else PathsConfig().runs)
+    folder = _folder(overrides)
     if names:
         return matching(read(folder), names, folder), []
-    if not any(o.lstrip("+").startswith("experiment=") for o in overrides):
-        there = ", ".join(run.name for run in read(folder)) if folder.is_dir() else ""
-        raise UserError(
-            "no run is named. Give +experiment=NAME for all of its runs, or --runs RUN ... (patterns may be 'demo-*'). "
-            f"Runs in {folder}: {there or 'none'}"
-        )
+    _experiment(overrides, "+experiment=NAME for all of its runs, or --runs RUN ... (patterns may be 'demo-*')", folder)
     grid = expand(overrides)
     configs = [compose(one) for one in grid]
     runs = read(Path(configs[0].paths.runs))
@@ -127,18 +121,32 @@ def one(name: str, overrides: list[str]) -> Saved:
 
     Raises `UserError` where it is not there, or where the pattern matches several.
     """
-    given = [o.partition("=")[2] for o in overrides if o.lstrip("+").startswith("paths.runs=")]
-    folder = Path(given[-1] if given else PathsConfig().runs)
+    folder = _folder(overrides)
     if not name:
-        if not any(o.lstrip("+").startswith("experiment=") for o in overrides):
-            there = ", ".join(run.name for run in read(folder)) if folder.is_dir() else ""
-            raise UserError(f"no run is named. Give --run RUN or +experiment=NAME. Runs in {folder}: {there or 'none'}")
+        _experiment(overrides, "--run RUN or +experiment=NAME", folder)
         config = compose(overrides)
         name, folder = run_name(config, overrides), Path(config.paths.runs)
     found = matching(read(folder), [name], folder)
     if len(found) > 1:
         raise UserError(f"{name!r} names {len(found)} runs; give one of: {', '.join(run.name for run in found)}")
     return found[0]
+
+
+def names_folder(override: str) -> bool:
+    """Whether an override says where runs lie, and nothing of a run."""
+    return override.lstrip("+").startswith("paths.runs=")
+
+
+def _folder(overrides: list[str]) -> Path:
+    given = [o.partition("=")[2] for o in overrides if names_folder(o)]
+    return Path(given[-1] if given else PathsConfig().runs)
+
+
+def _experiment(overrides: list[str], wanted: str, folder: Path) -> None:
+    """Raise `UserError`, which asks for what is `wanted`, where the overrides name no experiment."""
+    if not any(o.lstrip("+").startswith("experiment=") for o in overrides):
+        there = ", ".join(run.name for run in read(folder)) if folder.is_dir() else ""
+        raise UserError(f"no run is named. Give {wanted}. Runs in {folder}: {there or 'none'}")
 
 
 def manifest(run: Saved, stage: str) -> dict[str, Any]:

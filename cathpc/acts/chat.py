@@ -246,8 +246,8 @@ def _load(folder: Path) -> PreTrainedModel:
     """The model in `folder`: safetensors only, no code of the folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
 
+    from cathpc.models.bars import no_bars
     from cathpc.models.tokens import clean_config
     from cathpc.models.weights import tensors
 
@@ -264,14 +264,14 @@ def _load(folder: Path) -> PreTrainedModel:
         device, half = "cuda", True
     else:
         device, half = "cpu", bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        dtype=torch.bfloat16 if half else torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-    )
+    with no_bars():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.bfloat16 if half else torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+        )
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
 

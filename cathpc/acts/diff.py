@@ -44,7 +44,7 @@ def _two(words: list[str]) -> tuple[saved.Saved, saved.Saved]:
     """The two runs that the command line means; raises `UserError` where it means another number of them."""
     names = [word for word in words if "=" not in word and not word.startswith("~")]
     overrides = [word for word in words if word not in names]
-    given = [word for word in overrides if not word.lstrip("+").startswith("paths.runs=")]
+    given = [word for word in overrides if not saved.names_folder(word)]
     if len(names) + bool(given) != 2 or not names:
         raise UserError(
             f"diff compares two runs, and {' '.join(words)} names {len(names) + bool(given)}. Give two names "

@@ -57,13 +57,12 @@ def main(arguments: argparse.Namespace) -> int:
     columns = scorefile.fields(seen, **named)
     about = digest({"input": file_hash(file), "columns": vars(columns), "models": _models(config, places)})
 
-    from transformers.utils import logging
-
     from cathpc.data.likelihood import ScoringModels, score_records
+    from cathpc.models.bars import no_bars
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     settings = replace(config.score, min_answer_tokens=0, min_correlatives=0, languages=[])  # every row is asked about
-    models = ScoringModels.load(settings, **{name: places[name].folder for name in MODELS})
+    with no_bars():
+        models = ScoringModels.load(settings, **{name: places[name].folder for name in MODELS})
     progress = _Progress(seen.rows)
     before = scorefile.score_file(
         file,

@@ -166,12 +166,12 @@ def _tokenise(record: Record, models: ScoringModels) -> _Tokenised:
         score.status = "broken"
         return _Tokenised(record, score, nothing)
     score.tokens, score.answer_tokens = len(ids), _last_turn(record.messages, mask)
-    score.turn_tokens = _turn_tokens(mask)
     if not score.answer_tokens:
         score.status = "empty"
     elif len(ids) > models.window:
         score.status = "too_long"
     else:
+        score.turn_tokens = _turn_tokens(mask)
         _count(score, record, models)
     return _Tokenised(record, score, Example(ids, mask) if score.status == "ok" else nothing)
 

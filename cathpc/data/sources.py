@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import re
 import stat
-import time
 from pathlib import Path
 from typing import Any
 
 from cathpc.data import lock
 from cathpc.data.config import DatasetConfig, SourceConfig
 from cathpc.data.formats import columns_of
+from cathpc.digests import Digests
 from cathpc.errors import UserError
-from cathpc.store import file_hash, read_json, write_json
 
 KINDS = {
     ".jsonl": "jsonl",
@@ -35,8 +34,6 @@ PROBES = "probes"
 _HUB_ID = re.compile(r"(?!buckets/)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """Without 'org/' the `datasets` library takes a name for one of its loaders ('json'), with a dot for a folder."""
 _NO_LICENSE = ("", "?", "-", "n/a", "none", "null", "tbd", "todo", "unknown", "not stated", "unlicensed")
-_SETTLED_S = 2.0
-"""A file that changed less than this before it was hashed may change again within one tick of its clock: not cached."""
 
 
 def identity(dataset: DatasetConfig, cache: Path | None = None) -> dict[str, Any]:
@@ -47,9 +44,7 @@ def identity(dataset: DatasetConfig, cache: Path | None = None) -> dict[str, Any
     for everything that is wrong with the sources: a missing, empty or unreadable file, an unknown extension, a path
     that leaves the data root, no licence, an unknown field in `columns`, a Hub dataset that is not pinned.
     """
-    stored = read_json(cache) if cache else None
-    digests: dict[str, Any] = stored if isinstance(stored, dict) else {}
-    before = dict(digests)
+    digests = Digests(cache)
     found: dict[str, Any] = {}
     faults: list[str] = []
     for key, source in dataset.sources.items():
@@ -58,22 +53,17 @@ def identity(dataset: DatasetConfig, cache: Path | None = None) -> dict[str, Any
             if source.hub:
                 found[key] = {"hub": source.hub, "commit": lock.commit(source.hub, "dataset")}
             else:
-                found[key] = {"sha256": _digest(local_file(dataset, key), digests)}
+                found[key] = {"sha256": digests.of(local_file(dataset, key))}
         except UserError as error:
             faults.append(str(error))
     try:
         sets = evaluation_sets(dataset)
-        found |= {f"decontaminate {name}": {"sha256": _digest(file, digests)} for name, file in sets.items()}
+        found |= {f"decontaminate {name}": {"sha256": digests.of(file)} for name, file in sets.items()}
     except UserError as error:
         faults.append(str(error))
     if faults:
         raise UserError("\n  ".join(dict.fromkeys(faults)))
-    if cache and digests != before:
-        try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            write_json(cache, digests)
-        except OSError:  # a convenience: without it the files are read again next time
-            pass
+    digests.save()
     return found
 
 
@@ -149,20 +139,3 @@ def file_kind(path: str) -> str | None:
         kind = KINDS.get(Path(name.stem).suffix)
         return kind if kind in TEXT else None
     return KINDS.get(name.suffix)
-
-
-def _digest(file: Path, digests: dict[str, Any]) -> str:
-    """SHA-256 of a file, looked up in `digests` while nothing about it has changed; adds what it had to compute."""
-    status = file.stat()
-    state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-    held = digests.get(str(file))
-    if isinstance(held, dict) and held.get("state") == state and isinstance(held.get("sha256"), str):
-        return str(held["sha256"])
-    settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_S
-    try:
-        digest = file_hash(file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    if settled:
-        digests[str(file)] = {"state": state, "sha256": digest}
-    return digest

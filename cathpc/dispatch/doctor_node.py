@@ -208,7 +208,7 @@ def torch_part(spec: dict[str, Any]) -> None:
     _say(devices=torch.cuda.device_count() if ready else 0)
     if spec["flash"]:
         try:
-            import flash_attn  # type: ignore[import-not-found,unused-ignore]
+            import flash_attn  # type: ignore[import-not-found,unused-ignore]  # an extra: absent here
 
             _say(flash=str(flash_attn.__version__))
         except Exception as error:  # a wheel for another torch fails in many ways

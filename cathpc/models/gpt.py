@@ -156,8 +156,8 @@ def choose(
     """Places of the records to train on and of those to hold out, in the order in which they are taken.
 
     Returns (training, held out, records by generator over all data); no more of each than its tokens can call for.
-    Generators take turns; each gives its answer to
-    the prompt that was taken least before, the first by hash among those.
+    Generators take turns; each gives its answer to the prompt that was taken least before, the first by hash among
+    those.
     """
     limits = (max(1, gpt.train_tokens // MIN_TOKENS), max(1, gpt.heldout_tokens // MIN_TOKENS))
     heaps: tuple[dict[str, list[Place]], dict[str, list[Place]]] = ({}, {})

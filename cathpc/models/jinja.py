@@ -171,7 +171,7 @@ def _environment() -> Environment:
     class Generation(Extension):
         """`{% generation %}`, which marks answers, changes nothing of the text."""
 
-        tags = {"generation"}  # noqa: RUF012
+        tags = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)

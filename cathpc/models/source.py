@@ -9,22 +9,17 @@ first call grows with the bytes that are downloaded, converted or copied.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import json
 import os
 import re
-import shutil
-import socket
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cathpc import schema
+from cathpc.digests import Digests
 from cathpc.errors import TryAgainError, UserError
-from cathpc.models import weights
+from cathpc.models import folders, weights
 from cathpc.models.config import TemplateConfig
 
 VERSION = 2
@@ -74,7 +69,7 @@ def identity(name: str, *, cache: Path | None = None, causal: bool = False) -> d
     hashed = [gguf] if gguf else [path / n for n in _HASHED if (path / n).is_file()]
     if not gguf:
         hashed += [f for f in weights.files(path) if f.name != weights.SINGLE]
-    known = _Digests(cache)
+    known = Digests(cache)
     digests = {f.name: known.of(f) for f in hashed}
     known.save()
     return {"gguf": digests.popitem()[1]} if gguf else {"folder": digests}
@@ -106,13 +101,13 @@ def prepare(name: str, template: TemplateConfig | None, cache: Path) -> Path:
     cache = cache.absolute()
     known = identity(name, cache=cache / "model-digests.json")
     bare, key = _key(known, None), _key(known, template)
-    if (ready := _place(cache, key)).is_dir():
+    if (ready := folders.place(cache, key)).is_dir():
         return ready
     kind, value = _parse(name)
     if kind == "random":
         from cathpc.models import tiny
 
-        raw = _cached(cache, bare, partial(tiny.build, value))
+        raw = folders.cached(cache, bare, partial(tiny.build, value))
         link = True
     else:
         if kind == "hub":
@@ -125,19 +120,19 @@ def prepare(name: str, template: TemplateConfig | None, cache: Path) -> Path:
         if gguf := _gguf(raw):
             from cathpc.models.gguf import convert
 
-            raw = _cached(cache, bare, partial(convert, gguf))
+            raw = folders.cached(cache, bare, partial(convert, gguf))
             link = True
         elif template is None:
-            return _cached(cache, bare, partial(_adopt, raw, link))
+            return folders.cached(cache, bare, partial(_adopt, raw, link))
     if template is None:
         return raw
-    return _cached(cache, key, partial(_fit, raw, template, link))
+    return folders.cached(cache, key, partial(_fit, raw, template, link))
 
 
 def ready(name: str, template: TemplateConfig | None, cache: Path) -> bool:
     """Whether `prepare` would find the model in the cache, and so need neither time nor a network."""
     cache = cache.absolute()
-    return _place(cache, _key(identity(name, cache=cache / "model-digests.json"), template)).is_dir()
+    return folders.place(cache, _key(identity(name, cache=cache / "model-digests.json"), template)).is_dir()
 
 
 def tokenizer_at_hand(name: str, cache: Path) -> Path | None:
@@ -163,14 +158,14 @@ def at_hand(name: str, template: TemplateConfig | None, cache: Path) -> Path | N
         known = identity(name, cache=cache / "model-digests.json")
     except UserError:  # not pinned, not installed or not there
         return None
-    folders = [_place(cache, _key(known, which)) for which in (template, None)]
+    places = [folders.place(cache, _key(known, which)) for which in (template, None)]
     if kind == "package":
-        folders.append(_package(value))
+        places.append(_package(value))
     if kind == "hub":
         home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
         hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-        folders.append(hub / f"models--{value.replace('/', '--')}" / "snapshots" / known["commit"])
-    return next((f for folder in folders if (f := folder / "config.json").is_file()), None)
+        places.append(hub / f"models--{value.replace('/', '--')}" / "snapshots" / known["commit"])
+    return next((f for folder in places if (f := folder / "config.json").is_file()), None)
 
 
 def _adopt(raw: Path, link: bool, target: Path) -> None:
@@ -308,108 +303,7 @@ def _download(hub_id: str, commit: str) -> Path:
         raise TryAgainError(f"the model {hub_id!r} cannot be downloaded: {error}") from error
 
 
-# --- the cache --------------------------------------------------------------------------------------------------------
-
-
 def _key(known: dict[str, Any], template: TemplateConfig | None) -> dict[str, Any]:
     """What tells one prepared folder from another: the model's identity and the template that it was given."""
-    return {"model": known} if template is None else {"model": known, "template": schema.identity(template)}
-
-
-def _place(cache: Path, key: dict[str, Any]) -> Path:
-    """Where the folder of `key` is or will be."""
-    text = json.dumps({"version": VERSION, **key}, sort_keys=True)
-    return cache / "models" / hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _cached(cache: Path, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
-    """The folder of `key` under `cache/models`; `build(folder)` fills it where it is not there yet."""
-    final = _place(cache, key)
-    name = final.name
-    if final.is_dir():
-        return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(final.parent / f".{name}.lock"):
-        if final.is_dir():
-            return final
-        host = socket.gethostname()
-        for stale in final.parent.glob(f".{name}.{host}.*"):
-            if not Path(f"/proc/{stale.suffix[1:]}").exists():  # left by a process that was killed here
-                shutil.rmtree(stale, ignore_errors=True)
-        temporary = final.parent / f".{name}.{host}.{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            with _no_bars():
-                build(temporary)
-            _sync(temporary)
-            with contextlib.suppress(OSError):
-                os.rename(temporary, final)
-            if not final.is_dir():
-                raise OSError(f"cannot rename {temporary} to {final}")
-            _sync(final.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return final
-
-
-@contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep transformers' progress bars for single files out of logs."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold a lock on a file, so that others wait instead of doing the same work. Where the disk has no locks, go on:
-    whoever renames first wins."""
-    with open(lock, "w") as stream:
-        with contextlib.suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def _sync(folder: Path) -> None:
-    """fsync a folder and the files in it."""
-    for path in (*(p for p in folder.iterdir() if p.is_file() and not p.name.endswith(".lock")), folder):
-        number = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-
-
-class _Digests:
-    """SHA-256 of files, remembered by path, size and time of change in a JSON file."""
-
-    def __init__(self, file: Path | None) -> None:
-        self.file = file
-        try:
-            self.known: dict[str, str] = json.loads(file.read_text()) if file else {}
-        except (OSError, ValueError):
-            self.known = {}
-        self.new = False
-
-    def of(self, path: Path) -> str:
-        """Digest of `path`."""
-        stat = path.stat()
-        key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
-        if key not in self.known:
-            with open(path, "rb") as stream:
-                self.known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-            self.new = True
-        return self.known[key]
-
-    def save(self) -> None:
-        """Write what is new; a failure only costs the next call some time."""
-        if self.file and self.new:
-            with contextlib.suppress(OSError):
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                weights.write_json(self.file, self.known)
+    key = {"version": VERSION, "model": known}
+    return key if template is None else {**key, "template": schema.identity(template)}

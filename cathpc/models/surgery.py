@@ -91,7 +91,7 @@ def _tables(source: Path, config: dict[str, Any]) -> dict[str, weights.Tensor]:
             "choose a model that transformers knows"
         ) from None
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(architecture)  # type: ignore[no-untyped-call]
+        model = AutoModelForCausalLM.from_config(architecture)  # type: ignore[no-untyped-call]  # untyped there
     stored = weights.tensors(source)
     found: dict[str, weights.Tensor] = {}
     layers = [model.get_input_embeddings()]

@@ -21,7 +21,7 @@ class Clock:
     def time(self, name: str, *, host: bool = False) -> Iterator[None]:
         """Add the time of a block to `name`; `host` for what the CPU does while the GPU may be busy."""
         if self._gpu and not host:
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch leaves it untyped
             first.record()
             yield
             last.record()

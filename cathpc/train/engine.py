@@ -92,7 +92,7 @@ def load_model(config: TrainConfig, folder: Path, settings: dict[str, Any]) -> t
     _refuse(folder, described)
     chosen = attention.implementation(config.attention, described)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(described)  # type: ignore[no-untyped-call]
+        empty = AutoModelForCausalLM.from_config(described)  # type: ignore[no-untyped-call]  # untyped there
     if getattr(empty.get_output_embeddings(), "bias", None) is not None:
         raise UserError(
             f"{folder}: the output layer has a bias, which the chunked loss does not add. Choose another one."
@@ -100,7 +100,7 @@ def load_model(config: TrainConfig, folder: Path, settings: dict[str, Any]) -> t
     work = flops.work(empty)
     if config.fused_kernels:
         _fuse(described.model_type)
-    partition: Any = HfDeepSpeedConfig(settings)  # type: ignore[no-untyped-call]
+    partition: Any = HfDeepSpeedConfig(settings)  # type: ignore[no-untyped-call]  # untyped there
     # It must be alive during from_pretrained, or every rank loads all of the model.
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder,

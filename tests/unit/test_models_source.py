@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,11 +53,15 @@ def test_a_folder_counts_by_content_not_by_place_or_time(raw_llama: Path, tmp_pa
     assert identity(str(moved)) != identity(str(raw_llama))
 
 
-def test_digests_are_remembered_and_a_changed_file_is_read_again(raw_llama: Path, tmp_path: Path) -> None:
+def test_digests_are_remembered_and_a_changed_file_is_read_again(
+    raw_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = tmp_path / "digests.json"
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 60)  # files that changed just now are not remembered
     first = identity(str(raw_llama), cache=cache)
     known = json.loads(cache.read_text())
-    cache.write_text(json.dumps(dict.fromkeys(known, "remembered")))
+    cache.write_text(json.dumps({path: {**held, "sha256": "remembered"} for path, held in known.items()}))
     assert set(identity(str(raw_llama), cache=cache)["folder"].values()) == {"remembered"}
     (raw_llama / "config.json").write_text((raw_llama / "config.json").read_text() + "\n")
     again = identity(str(raw_llama), cache=cache)["folder"]["config.json"]

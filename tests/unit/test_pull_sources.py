@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cathpc import digests
 from cathpc.data import lock, sources
 from cathpc.data.config import Component, DatasetConfig, SourceConfig
 from cathpc.errors import UserError
@@ -46,8 +47,8 @@ def test_a_cached_digest_is_used_only_while_the_file_is_the_same(root: Path, tmp
     monkeypatch.setattr(time, "time", lambda: file.stat().st_mtime + 60)
     first = sources.identity(dataset(root), cache)
     read: list[Path] = []
-    real = sources.file_hash
-    monkeypatch.setattr(sources, "file_hash", lambda path: read.append(path) or real(path))
+    real = digests.file_hash
+    monkeypatch.setattr(digests, "file_hash", lambda path: read.append(path) or real(path))
     assert sources.identity(dataset(root), cache) == first and not read
     times = file.stat().st_atime_ns, file.stat().st_mtime_ns
     file.write_text(ROW.replace("b", "c"))

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from cathpc import shards
 from cathpc.broken import Broken
 from cathpc.data import likelihood, score
+from cathpc.data.reasoning import measure
 from cathpc.errors import DataError
 from cathpc.models.config import Dtype, ScoreConfig
 from cathpc.models.gpt import Example
@@ -75,6 +76,26 @@ def test_likelihoods_equal_a_plain_loop_over_single_records(
         assert got.pool_nll == pytest.approx(plain_nll(inputs["pool"], row.messages), abs=1e-5)
         assert got.contrast == got.pool_nll - got.nll != 0
         assert got.perplexity == pytest.approx(math.exp(got.nll))
+
+
+def test_tokens_a_turn_are_the_mean_over_the_assistants_turns_without_their_stop_tokens(
+    models: likelihood.ScoringModels,
+) -> None:
+    def talk(*answers: str) -> Record:
+        turns = [m for a in answers for m in ({"role": "user", "content": "q"}, {"role": "assistant", "content": a})]
+        return Record("talk", "s", "general", turns)
+
+    one, other, both = likelihood.score_records([talk("yes"), talk("word " * 9), talk("yes", "word " * 9)], models)
+    assert one.turn_tokens == one.answer_tokens and other.turn_tokens == other.answer_tokens != one.answer_tokens
+    assert both.turn_tokens == (one.turn_tokens + other.turn_tokens) / 2
+
+
+def test_the_diagnosis_is_that_of_the_most_detailed_turn(models: likelihood.ScoringModels) -> None:
+    vague, detailed = "See a doctor.", "It may be due to an ulcer. First, get an ultrasound. Then take an antacid."
+    turns = [{"role": "user", "content": "It hurts."}, {"role": "assistant", "content": detailed}]
+    turns += [{"role": "user", "content": "And now?"}, {"role": "assistant", "content": vague}]
+    (found,) = likelihood.score_records([Record("talk", "s", "health", turns)], models)
+    assert found.diagnosis == measure(detailed, models.lexicon).diagnosis > measure(vague, models.lexicon).diagnosis
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
@@ -201,8 +222,7 @@ def test_an_unusable_record_gets_a_status_and_spares_the_others(
 ) -> None:
     bad, good = likelihood.score_records([Record("bad", "s", "general", messages), record(1)], models)
     assert (bad.status, good.status) == (status, "ok")
-    counted = ("id", "status", "tokens", "answer_tokens", "turn_tokens")
-    figures = {k: v for k, v in asdict(bad).items() if k not in counted}
+    figures = {k: v for k, v in asdict(bad).items() if k not in ("id", "status", "tokens", "answer_tokens")}
     assert set(figures.values()) == {None}
 
 
