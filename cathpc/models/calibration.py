@@ -119,9 +119,18 @@ def auroc(truth: Flags, values: Floats) -> float:
 
 def calibration_error(truth: Flags, probabilities: Floats, bins: int = 10) -> float:
     """Expected calibration error: mean |observed share - mean probability| over `bins` bins of equal mass."""
+    predicted, observed, rows = tenths(truth, probabilities, bins)
+    return float((rows * np.abs(observed - predicted)).sum() / rows.sum())
+
+
+def tenths(truth: Flags | Floats, probabilities: Floats, bins: int = 10) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """(mean probability, observed share, rows) of each of `bins` bins of equal mass, in the order of the
+    probabilities."""
     order = np.argsort(probabilities, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
-    return float(sum(len(p) * abs(truth[p].mean() - probabilities[p].mean()) for p in parts) / len(order))
+    parts = [part for part in np.array_split(order, bins) if part.size]
+    predicted = np.array([probabilities[part].mean() for part in parts])
+    observed = np.array([truth[part].mean() for part in parts])
+    return predicted, observed, np.array([part.size for part in parts], dtype=np.int64)
 
 
 def sigmoid(x: Floats) -> Floats:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cathpc.models.calibration import tenths
 from cathpc.report import plots
 from cathpc.report.gather import Facts
 from cathpc.report.html import number
 from cathpc.report.measures import floats, generator_rows
 from cathpc.report.picture import Picture, canvas, save
-from cathpc.report.reliability import tenths
 
 
 def reliability(facts: Facts, folder: Path) -> dict[str, Picture]:

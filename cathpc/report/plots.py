@@ -14,8 +14,9 @@ import numpy as np
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from cathpc.models.calibration import tenths
 from cathpc.progress import duration
-from cathpc.report.reliability import corp, tenths, wilson
+from cathpc.report.reliability import corp, wilson
 from cathpc.report.style import BLUE, GREEN, GREY, INK, ORANGE, PALE, SKY, VERMILION
 
 if TYPE_CHECKING:

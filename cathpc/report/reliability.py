@@ -39,15 +39,6 @@ def _isotonic(label: Floats, probability: Floats, grid: Floats) -> Floats:
     return np.asarray(fitted.predict(grid), dtype=float)
 
 
-def tenths(label: Floats, probability: Floats, bins: int = 10) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """(mean prediction, mean label, rows) of each of `bins` bins of equal mass, in the order of the predictions."""
-    order = np.argsort(probability, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if part.size]
-    predicted = np.array([probability[part].mean() for part in parts])
-    observed = np.array([label[part].mean() for part in parts])
-    return predicted, observed, np.array([part.size for part in parts], dtype=np.int64)
-
-
 def wilson(share: Floats, count: NDArray[np.int64]) -> Floats:
     """Wilson's (1927) 95% interval of each observed share of `count` rows, as distances from it: [2, shares]."""
     z = 1.959964

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cathpc.data import density as planes
+from cathpc.models import calibration
 from cathpc.report import density, plots_lengths, plots_population, reliability
 from cathpc.report.style import STYLE
 
@@ -188,7 +189,7 @@ def test_scores_beyond_the_range_are_drawn_on_the_rim() -> None:
 
 def test_bins_of_equal_mass_hold_means_and_counts() -> None:
     label, guess = np.array([0.0, 1, 1, 1]), np.array([0.05, 0.08, 0.95, 1.0])
-    predicted, observed, count = reliability.tenths(label, guess, bins=2)
+    predicted, observed, count = calibration.tenths(label, guess, bins=2)
     assert predicted == pytest.approx([0.065, 0.975])
     assert observed == pytest.approx([0.5, 1.0])
     assert count.tolist() == [2, 2]
