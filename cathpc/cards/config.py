@@ -9,17 +9,31 @@ from cathpc.models.config import Dtype, TemplateConfig
 from cathpc.schema import speed
 
 
-class Writer(Enum):
+class WriterKind(Enum):
     """Who writes the cards."""
 
     transformers = "transformers"
+    """A model that is loaded here."""
+    openai = "openai"
+    """An endpoint that speaks OpenAI's protocol."""
+
+
+class Mode(Enum):
+    """What a writer is asked for."""
+
+    write = "write"
+    """A card for a record without a system prompt."""
+    summarise = "summarise"
+    """A short card from an over-long system prompt."""
+    paraphrase = "paraphrase"
+    """An answer in the character's voice."""
 
 
 @dataclass
 class CardsConfig:
     """Group `cards`."""
 
-    writer: Writer = Writer.transformers
+    writer: WriterKind = WriterKind.transformers
     model: str = ""
     """Named like `model.base`; '' writes plain cards only."""
     template: TemplateConfig = field(default_factory=TemplateConfig)

@@ -30,7 +30,7 @@ from cathpc.shards import clear_failed, complete, each, forget, is_done, whole
 if TYPE_CHECKING:
     from cathpc.cards.cache import Drafts
     from cathpc.cards.config import CardsConfig
-    from cathpc.cards.writer import TransformersWriter
+    from cathpc.cards.writer import Writer
     from cathpc.config import Config
 
 CRASH = "crash"
@@ -78,7 +78,7 @@ def work(config: Config, inputs: dict[str, Path], out: Path, shards: Sequence[in
     (out / "parts").mkdir(exist_ok=True)
     rows = {n: min(size, source.metadata.num_rows - n * size) for n in shards}
     total, before = sum(rows.values()), sum(rows[n] for n in shards if is_done(out, n))
-    loaded: list[TransformersWriter] = []
+    loaded: list[Writer] = []
 
     def ready() -> None:
         if cards.model:
@@ -149,7 +149,7 @@ def carder(
     shard: int,
     before: int,
     total: int,
-    writer: TransformersWriter | None = None,
+    writer: Writer | None = None,
 ) -> Callable[[Sequence[Row]], list[Outcome]]:
     """What finds the outcomes of records of one shard and tells the progress; with a writer of its own where none is
     given. Cards that were written once are in the shard's cache, whatever raised after them."""
@@ -170,18 +170,18 @@ def carder(
     return lambda rows: _write(rows, writing, drafts, layout, cards, progress)
 
 
-def _writer(cards: CardsConfig, cache: Path) -> TransformersWriter:
+def _writer(cards: CardsConfig, cache: Path) -> Writer:
     """The writer, its model loaded: what fails there is no record's fault."""
-    from cathpc.cards.writer import TransformersWriter
+    from cathpc.cards.writer import make
 
-    writer = TransformersWriter(cards, cache)
+    writer = make(cards, cache)
     writer.load()
     return writer
 
 
 def _write(
     rows: Sequence[Row],
-    writer: TransformersWriter,
+    writer: Writer,
     drafts: Drafts,
     layout: card.Layout,
     cards: CardsConfig,

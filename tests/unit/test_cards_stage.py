@@ -21,8 +21,9 @@ from cathpc import shards
 from cathpc.cards import prompt, stage, verify
 from cathpc.cards.cache import Drafts
 from cathpc.cards.config import CardsConfig
+from cathpc.cards.embedded import TransformersWriter
 from cathpc.cards.rules import Rule
-from cathpc.cards.writer import Draft, TransformersWriter
+from cathpc.cards.writer import Draft
 from cathpc.errors import DataError, UserError
 from cathpc.evaluate import generate
 from cathpc.models.config import Dtype
