@@ -107,6 +107,16 @@ def _lexicon(config: Config) -> str:
     return digest
 
 
+def _layout(config: Config) -> str:
+    """Digest of the template of the cards; a `UserError` here, on the login node, where it is none."""
+    from cathpc.cards.card import TEMPLATE, Layout
+
+    layout = config.cards.layout
+    if layout:
+        Layout(Path(layout))
+    return _file("cards.layout", layout or str(TEMPLATE), "")
+
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         "pull",
@@ -189,9 +199,11 @@ STAGES: tuple[Stage, ...] = (
         place=Place.accelerator,
         share=1.0,
         sharded=True,
+        version=2,
         identity=lambda c: [
-            _model(c, c.cards.model) if c.cards.model else None,
-            _file("cards.layout", c.cards.layout, "card.j2"),
+            _model(c, c.cards.model) if c.cards.model and c.cards.writer.name == "transformers" else c.cards.model,
+            [_model(c, name, causal=False) for name in (c.cards.embedder, c.cards.nli) if name],
+            _layout(c),
         ],
     ),
     Stage(
