@@ -143,8 +143,8 @@ class Layout:
             )
         except self._error as error:
             raise UserError(
-                f"{self._path}: {error}; a card has place, time, persona, style, rules and people (name, role, appearance, "
-                "personality, relation, invented)"
+                f"{self._path}: {error}; a card has place, time, persona, style, rules and people (name, role, "
+                "appearance, personality, relation, invented)"
             ) from None
         lines = [line.rstrip() for line in text.strip().splitlines()]
         return "\n".join(line for at, line in enumerate(lines) if line or lines[at - 1])

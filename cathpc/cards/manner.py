@@ -34,9 +34,12 @@ _SEXES = (
     re.compile(rf"\b(?:{_FEMALE}|queen|pregnan\w+|midwife)\b", _I),
 )
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
-_ORDINALS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_ORDINALS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 _NOT = r"\b(?:no|never|without|hates?|avoids?|refuses?|instead of|free of|won't|does not|doesn't)\s+(?:\w+\s+){0,2}"
+ONE_WORD = 12
+REFUSAL_WORDS = 40
+"""An answer that is longer is more than one word, or no mere refusal."""
 BRIEF_WORDS = 80
 """No answer of a person of few words is longer."""
 LONG_WORDS = 30
@@ -138,44 +141,79 @@ _WARM = (
 )
 
 MANNERS: tuple[tuple[str, Callable[[list[str]], bool]], ...] = (
-    (r"\b(?:one|a single|single)[- ]word\b|\bmonosyllab\w+|\bin a word\b|\b(?:is|stays) (?:silent|mute)\b",
-     lambda a: _words(a) > 12),
+    (
+        r"\b(?:one|a single|single)[- ]word\b|\bmonosyllab\w+|\bin a word\b|\b(?:is|stays) (?:silent|mute)\b",
+        lambda a: _words(a) > ONE_WORD,
+    ),
     (r"\b(?:one|a single|single) sentence\b(?! (?:each|per|of|for|a))", lambda a: _sentences(a) > 2),
-    (r"\b(?:curt|terse|laconic|taciturn|tight-lipped)\b|\bof few words\b|\bsays (?:very )?little\b|\bhardly (?:speaks|talks)\b"
-     r"|\brarely speaks\b|\b(?:very|always|extremely) (?:brief|short)\b", lambda a: _words(a) > BRIEF_WORDS),
-    (r"\b(?:long[- ]winded|talkative|verbose|rambl\w+|chatty|loquacious|garrulous)\b|\bat great length\b"
-     r"|\bendless (?:stories|speeches)\b|\blong (?:speeches|answers|monologues|essays?)\b|\bnever (?:brief|short)\b",
-     lambda a: _words(a) < LONG_WORDS),
-    (rf"{_NOT}\b(?:explan\w+|explains?|reasons?|justif\w+|working|workings|how (?:she|he|they|it))\b"
-     r"|\bbare (?:number|figure|result)\b|\bonly the (?:final |bare )?(?:figure|number|result|answer)\b"
-     rf"|{_NOT}\bsteps?\b", _worked),
-    (rf"{_NOT}\b(?:lists?|bullets?|bullet points?|numbered|enumerat\w+)\b|\b(?:one|a single) (?:unbroken )?paragraph\b"
-     r"|\bonly (?:in )?(?:flowing )?prose\b", _listed),
-    (rf"\b(?:bullet(?:ed)?[- ](?:list|points)|in bullets|(?<!no )numbered (?:steps|list|points)|number the (?:steps|points))\b",
-     lambda a: not _listed(a)),
-    (r"\b(?:in|with|rhym\w+) (?:rhymes?|verses?|couplets?)\b|\brhyming\b|\bas a (?:poem|sonnet|haiku|song)\b", lambda a: not _rhymes(a)),
-    (r"\b(?:in (?:all )?capitals|in capital letters|all caps|in uppercase)\b",
-     lambda a: not any(a_.upper() == a_ for a_ in a)),
+    (
+        r"\b(?:curt|terse|laconic|taciturn|tight-lipped)\b|\bof few words\b|\bsays (?:very )?little\b"
+        r"|\bhardly (?:speaks|talks)\b|\brarely speaks\b|\b(?:very|always|extremely) (?:brief|short)\b",
+        lambda a: _words(a) > BRIEF_WORDS,
+    ),
+    (
+        r"\b(?:long[- ]winded|talkative|verbose|rambl\w+|chatty|loquacious|garrulous)\b|\bat great length\b"
+        r"|\bendless (?:stories|speeches)\b|\blong (?:speeches|answers|monologues|essays?)\b|\bnever (?:brief|short)\b",
+        lambda a: _words(a) < LONG_WORDS,
+    ),
+    (
+        rf"{_NOT}\b(?:explan\w+|explains?|reasons?|justif\w+|workings?|how (?:she|he|they|it)|steps?)\b"
+        r"|\bbare (?:number|figure|result)\b|\bonly the (?:final |bare )?(?:figure|number|result|answer)\b",
+        _worked,
+    ),
+    (
+        rf"{_NOT}\b(?:lists?|bullets?|bullet points?|numbered|enumerat\w+)\b"
+        r"|\b(?:one|a single) (?:unbroken )?paragraph\b|\bonly (?:in )?(?:flowing )?prose\b",
+        _listed,
+    ),
+    (
+        r"\bbullet(?:ed)?[- ](?:list|points)\b|\bin bullets\b"
+        r"|\b(?<!no )numbered (?:steps|list|points)\b|\bnumber the (?:steps|points)\b",
+        lambda a: not _listed(a),
+    ),
+    (
+        r"\b(?:in|with|rhym\w+) (?:rhymes?|verses?|couplets?)\b|\brhyming\b|\bas a (?:poem|sonnet|haiku|song)\b",
+        lambda a: not _rhymes(a),
+    ),
+    (
+        r"\b(?:in (?:all )?capitals|in capital letters|all caps|in uppercase)\b",
+        lambda answers: not any(a.isupper() for a in answers),
+    ),
     (r"\b(?:shouts?|screams?|yells?|bellows?)\b", _none(r"!|\b[A-Z]{4,}\b")),
     (rf"{_NOT}\bask\w*\b[^.;,]{{0,20}}(?:questions?|back|anything)|\bnever asks\b", _any(r"\?")),
-    (r"\b(?:ends?|closes?|finish\w*|answers?|repl\w+) (?:only |always )?(?:with|in) (?:a |another )?(?:counter-?)?questions?\b"
-     r"|\bonly asks\b|\bonly (?:in )?questions\b", _none(r"\?")),
+    (
+        r"\b(?:ends?|closes?|finish\w*|answers?|repl\w+) (?:only |always )?(?:with|in) "
+        r"(?:a |another )?(?:counter-?)?questions?\b|\bonly asks\b|\bonly (?:in )?questions\b",
+        _none(r"\?"),
+    ),
     (rf"{_NOT}\bexclamation", _any(r"!")),
     (r"\b(?:in the third person|never says I\b|never speaks of (?:her|him)self)", _any(r"(?-i:\bI\b)")),
     (rf"{_NOT}\b(?:numbers|figures|digits)\b", _any(r"\d")),
-    (rf"{_NOT}\b(?:jokes?|joking|humou?r|images|comparisons?|metaphors?|laugh\w*)\b|\bhumou?rless\b|\bstrictly formal\b"
-     r"|\b(?:icy|ice-cold|stiff|deadly serious|grim)\b", _any(_JOKE)),
-    (r"\b(?:rude|insult\w*|hostile|contemptuous|scornful|cruel|sneering|mocking|dismissive|impatient|unhelpful)\b|\bshows no sympathy\b",
-     _any(_WARM)),
-    (rf"\b(?:refuses?|declines?|unwilling|will not|won't|never)\b (?:to )?(?:answers?|helps?|gives? (?:any )?(?:advice|answers?|help)|advises?|says anything|replies)\b"
-     r"|\bknows nothing\b|\bhas no idea\b|\bsends? (?:everyone|the user|them) away\b", lambda a: _words(a) > 40),
+    (
+        rf"{_NOT}\b(?:jokes?|joking|humou?r|images|comparisons?|metaphors?|laugh\w*)\b|\bhumou?rless\b"
+        r"|\bstrictly formal\b|\b(?:icy|ice-cold|stiff|deadly serious|grim)\b",
+        _any(_JOKE),
+    ),
+    (
+        r"\b(?:rude|insult\w*|hostile|contemptuous|scornful|cruel|sneering|mocking|dismissive|impatient|unhelpful)\b"
+        r"|\bshows no sympathy\b",
+        _any(_WARM),
+    ),
+    (
+        r"\b(?:refuses?|declines?|unwilling|will not|won't|never)\b (?:to )?"
+        r"(?:answers?|helps?|gives? (?:any )?(?:advice|answers?|help)|advises?|says anything|replies)\b"
+        r"|\bknows nothing\b|\bhas no idea\b|\bsends? (?:everyone|the user|them) away\b",
+        lambda a: _words(a) > REFUSAL_WORDS,
+    ),
     (rf"{_NOT}\b(?:apologi[sz]\w*|sorry)\b", _any(r"\b(?:sorry|apologi[sz]\w+)\b")),
-    (rf"{_NOT}\b(?:advice|recommend\w*|suggest\w*)\b", _any(r"\b(?:I (?:would|recommend|suggest|advise)|you should|try to)\b")),
-    (r"\b(?:in|only|speaks?|answers? in) (?:old|broken|poor) English\b", lambda a: _words(a) > 40),
+    (
+        rf"{_NOT}\b(?:advice|recommend\w*|suggest\w*)\b",
+        _any(r"\b(?:I (?:would|recommend|suggest|advise)|you should|try to)\b"),
+    ),
     (r"\b(?:uses?|with|full of|many) emojis?\b", _none(r"[\U0001F300-\U0001FAFF☀-➿]")),
     (r"\b(?:as|with) a table\b|\bin tables?\b", _none(r"^\s*\|.*\|")),
     (r"\b(?:code|script|program) only\b|\bonly (?:in )?code\b", _none(r"```")),
-)  # fmt: skip
+)
 """What may be said of how somebody speaks, and what answers then do not do."""
 
 _LIMIT = re.compile(

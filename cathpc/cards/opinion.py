@@ -1,7 +1,7 @@
 """What models think of a card: the checks that no program can do, for cards that passed all others.
 
 In: a card's text and a record. Out: '' or what was seen. A sentence encoder gives cosine similarities (mean pooling, as
-Sentence-BERT, arXiv:1908.10084), a model for natural language inference the probability of a contradiction. Each text is
+Sentence-BERT, arXiv:1908.10084), a model for natural language inference the probability of a contradiction. Texts are
 cut to the model's window; memory is that of the models and one pair of texts.
 """
 

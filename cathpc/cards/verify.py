@@ -39,14 +39,15 @@ INJECTION = re.compile(
     r"|\b(?:system prompt|developer mode|jailbreak\w*|new instructions|safety guidelines|whatever the system)\b"
     r"|\byou (?:must|will|should) now\b|\bfrom now on\b|\bdo anything now\b"
     r"|\b(?:reveal|print|repeat|output)s?\b.{0,30}\b(?:prompt|instructions|password|secret)\b"
-    r"|\b(?:obey|answer|repl\w+|respond)s? (?:only|nothing but|exclusively)\b.{0,20}\b(?:with|to the user|the user|YES|NO)\b"
+    r"|\b(?:obey|answer|repl\w+|respond)s? (?:only|nothing but|exclusively)\b.{0,20}"
+    r"\b(?:with|to the user|the user|YES|NO)\b"
     r"|\bobeys? (?:only|any|every)\b|\bwithout (?:any )?(?:restrictions|filters|warnings|safety)\b|\bno warnings\b"
     r"|<\|[^|\n]*\|>|\[/?INST\]|<</?SYS>>|```|https?://",
     re.IGNORECASE,
 )
 COMMAND = re.compile(
-    r"\b(?:ignor|disregard|forget|overrid|obey|pretend|reveal|print|repl(?:y|ies)|respond|output|say|tell|you must|stop|"
-    r"from now on|do not|don't|open)\w*\b",
+    r"\b(?:ignor|disregard|forget|overrid|obey|pretend|reveal|print|repl(?:y|ies)|respond|output|say|tell|you must|"
+    r"stop|from now on|do not|don't|open)\w*\b",
     re.IGNORECASE,
 )
 ORDER = re.compile(
@@ -104,7 +105,7 @@ def _ngrams(text: str, length: int) -> set[tuple[str, ...]]:
 
 
 def schema(w: Written) -> str:
-    """The card's form is valid: people with names, lines of a bounded length; no field is a placeholder or cut short."""
+    """The card's form is valid: people with names, bounded lines; no field is a placeholder or cut short."""
     if not w.card.people:
         return "nobody is in it"
     for where, value in w.fields.items():
