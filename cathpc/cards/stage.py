@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cathpc.cards.config import CardsConfig
     from cathpc.cards.writer import Writer
     from cathpc.config import Config
+    from cathpc.serving.config import ServingConfig
 
 CRASH = "crash"
 """The check that a record fails with which writing or checking a card raises."""
@@ -81,13 +82,13 @@ def work(config: Config, inputs: dict[str, Path], out: Path, shards: Sequence[in
     loaded: list[Writer] = []
 
     def ready() -> None:
-        if cards.model:
-            loaded.append(_writer(cards, cache))
+        if cards.writes:
+            loaded.append(_writer(cards, cache, config.serving))
 
     def one(shard: int, careful: bool) -> dict[str, Any]:
         nonlocal before
         records = _rows(source, shard * size, size)
-        job = (cards, cache, out, shard, before, total)
+        job = (cards, cache, out, shard, before, total, config.serving)
         if careful:
             with Child(carder, *job) as attempt:
                 results = bisect(records, attempt)
@@ -136,7 +137,7 @@ def finish(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]
                 with open(_parts(out, shard)[1], "rb") as part:
                     shutil.copyfileobj(part, file)
     shutil.rmtree(out / "parts", ignore_errors=True)
-    return _summary(list(marks.values()), bool(config.cards.model))
+    return _summary(list(marks.values()), config.cards.writes)
 
 
 # --- one shard ----------------------------------------------------------------------------------------------------
@@ -149,13 +150,14 @@ def carder(
     shard: int,
     before: int,
     total: int,
+    serving: ServingConfig,
     writer: Writer | None = None,
 ) -> Callable[[Sequence[Row]], list[Outcome]]:
     """What finds the outcomes of records of one shard and tells the progress; with a writer of its own where none is
     given. Cards that were written once are in the shard's cache, whatever raised after them."""
     layout = _layout(cards)
     progress = counter(out, before, total, "cards")
-    if not cards.model:
+    if not cards.writes:
 
         def plain(rows: Sequence[Row]) -> list[Outcome]:
             progress(len(rows))
@@ -165,16 +167,16 @@ def carder(
 
     from cathpc.cards.cache import Drafts
 
-    writing = writer or _writer(cards, cache)
+    writing = writer or _writer(cards, cache, serving)
     drafts = Drafts(out / "cache" / f"drafts-{shard:05d}.jsonl")
     return lambda rows: _write(rows, writing, drafts, layout, cards, progress)
 
 
-def _writer(cards: CardsConfig, cache: Path) -> Writer:
+def _writer(cards: CardsConfig, cache: Path, serving: ServingConfig) -> Writer:
     """The writer, its model loaded: what fails there is no record's fault."""
     from cathpc.cards.writer import make
 
-    writer = make(cards, cache)
+    writer = make(cards, cache, serving)
     writer.load()
     return writer
 
