@@ -6,11 +6,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from cathpc.cards.config import WriterKind
 from cathpc.config import Config, choices
 from cathpc.data.config import MIX
 from cathpc.dispatch.config import ClusterKind, faults_of
 from cathpc.errors import UserError
 from cathpc.pipeline import BY_NAME
+from cathpc.serving import config as serving
 
 _Rule = tuple[str, Callable[[Any], bool], str]
 _POSITIVE = "must be greater than 0"
@@ -139,6 +141,8 @@ def check(config: Config) -> None:
     ):
         if not value:
             faults.append(f"{key} is empty: give a Hub id (org/name), a folder (./model), package:NAME or random:KIND")
+    if config.cards.writer is WriterKind.openai:
+        faults += serving.faults_of(config.cards.endpoint, config.serving, config.cards.model)
     for name, most in config.select.quotas.items():
         if name not in MIX or most < 0:
             faults.append(

@@ -27,6 +27,7 @@ from cathpc.models.config import GptConfig, ModelConfig, RefusalConfig, ScoreCon
 from cathpc.pipeline import BY_NAME
 from cathpc.report.config import ReportConfig, TrackerConfig
 from cathpc.schema import speed
+from cathpc.serving.config import ServingConfig
 from cathpc.train.config import TrainConfig
 
 PACKAGE = Path(__file__).parent
@@ -69,6 +70,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    serving: ServingConfig = field(default_factory=ServingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 

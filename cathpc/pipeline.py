@@ -194,7 +194,7 @@ STAGES: tuple[Stage, ...] = (
         "cards",
         "cathpc.cards.stage:run",
         inputs=("select",),
-        config=("paths", "cards"),
+        config=("paths", "cards", "serving"),
         does="a system card for every kept record",
         place=Place.accelerator,
         share=1.0,

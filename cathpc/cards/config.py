@@ -7,6 +7,7 @@ from enum import Enum
 
 from cathpc.models.config import Dtype, TemplateConfig
 from cathpc.schema import speed
+from cathpc.serving.config import EndpointConfig
 
 
 class WriterKind(Enum):
@@ -53,7 +54,9 @@ class CardsConfig:
 
     writer: WriterKind = WriterKind.transformers
     model: str = ""
-    """Named like `model.base`; '' writes plain cards only."""
+    """Named like `model.base`; '' writes plain cards only, unless an endpoint writes them."""
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    """Who writes them where `writer` is openai."""
     template: TemplateConfig = field(default_factory=TemplateConfig)
     """Chat template of the writer."""
     layout: str = ""
@@ -96,6 +99,8 @@ class CardsConfig:
     seed: int = 0
     batch_size: int = speed(16)
     """Cards written at once. The draws do not depend on it; in bfloat16 the last bits of the logits may."""
-    usd_per_mtok_in: float = speed(0.0)
-    """Price of a million prompt tokens, for the estimate of `cathpc cards preview`; 0 is not known."""
-    usd_per_mtok_out: float = speed(0.0)
+
+    @property
+    def writes(self) -> bool:
+        """Whether a model writes cards, here or behind an endpoint."""
+        return bool(self.model or (self.writer is WriterKind.openai and self.endpoint.model))

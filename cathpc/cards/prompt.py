@@ -22,8 +22,8 @@ TASK = (
 LINES = " A line each: " + " ".join(form.LABELS).replace(":", ",").rstrip(",") + "."
 OBJECT = (
     " Give one JSON object: place, place_invented, time, people, a list whose first one is the person who answers, "
-    "each with name, role, appearance, personality, relation (to the first person) and invented; and style, a list of a few "
-    "words each on how the answer is said. Mark as invented who and what the record does not name; leave '' what "
+    "each with name, role, appearance, personality, relation (to the first person) and invented; and style, a list of "
+    "a few words each on how the answer is said. Mark as invented who and what the record does not name; leave '' what "
     "nobody can know. Write in the language of the record."
 )
 ASK = "Fill in the form for the person who answers."

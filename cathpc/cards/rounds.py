@@ -24,6 +24,7 @@ from cathpc.record import Message, unit_hash
 if TYPE_CHECKING:
     from cathpc.cards.cache import Drafts
     from cathpc.cards.opinion import Opinion
+    from cathpc.serving.config import ServingConfig
 
 CHARS_PER_TOKEN = 4
 FACT_WORDS = 25
@@ -307,6 +308,7 @@ def carder(
     shard: int,
     before: int,
     total: int,
+    serving: ServingConfig,
     writer: Writer | None = None,
     opinion: Opinion | None = None,
 ) -> Callable[[Sequence[Row]], list[Outcome]]:
@@ -316,7 +318,7 @@ def carder(
 
     layout = layout_of(cards)
     progress = counter(out, before, total, "cards")
-    if not cards.model:
+    if not cards.writes:
 
         def plain(rows: Sequence[Row]) -> list[Outcome]:
             progress(len(rows))
@@ -328,15 +330,15 @@ def carder(
 
     drafts = Drafts(out / "cache" / f"drafts-{shard:05d}.jsonl")
     if writer is None:
-        writer, opinion = ready(cards, cache)
+        writer, opinion = ready(cards, cache, serving)
     return Rounds(cards, layout, writer, drafts, opinion, progress).outcomes
 
 
-def ready(cards: CardsConfig, cache: Path) -> tuple[Writer, Opinion | None]:
+def ready(cards: CardsConfig, cache: Path, serving: ServingConfig) -> tuple[Writer, Opinion | None]:
     """The writer and the models that judge, loaded: what fails there is no record's fault."""
     from cathpc.cards.writer import make
 
-    writer, opinion = make(cards, cache), None
+    writer, opinion = make(cards, cache, serving), None
     writer.load()
     if cards.embedder or cards.nli:
         from cathpc.cards.opinion import Opinion

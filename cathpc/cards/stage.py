@@ -55,13 +55,13 @@ def work(config: Config, inputs: dict[str, Path], out: Path, shards: Sequence[in
     loaded: list[Any] = []
 
     def load() -> None:
-        if cards.model:
-            loaded.extend(ready(cards, cache))
+        if cards.writes:
+            loaded.extend(ready(cards, cache, config.serving))
 
     def one(shard: int, careful: bool) -> dict[str, Any]:
         nonlocal before
         records = _rows(source, shard * size, size)
-        job = (cards, cache, out, shard, before, total)
+        job = (cards, cache, out, shard, before, total, config.serving)
         if careful:
             with Child(carder, *job) as attempt:
                 results = bisect(records, attempt)
@@ -113,7 +113,7 @@ def finish(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]
                 with open(_parts(out, shard)[1], "rb") as part:
                     shutil.copyfileobj(part, file)
     shutil.rmtree(out / "parts", ignore_errors=True)
-    return _summary(list(marks.values()), bool(config.cards.model))
+    return _summary(list(marks.values()), config.cards.writes)
 
 
 # --- one shard ----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from cathpc.cards.config import CardsConfig, Mode, WriterKind
 from cathpc.record import Message
+from cathpc.serving.config import ServingConfig
 
 
 class TooLong(Exception):
@@ -70,12 +71,12 @@ class Writer(Protocol):
         """One draft for each of `tasks`, a batch at a time, in an order of the writer's own."""
 
 
-def make(config: CardsConfig, cache: Path) -> Writer:
-    """The writer that `cards.writer` names; models are prepared in the folder `cache`."""
+def make(config: CardsConfig, cache: Path, serving: ServingConfig | None = None) -> Writer:
+    """The writer that `cards.writer` names; models are prepared in the folder `cache`, servers started by `serving`."""
     if config.writer is WriterKind.openai:
         from cathpc.cards.endpoint import OpenAIWriter
 
-        return OpenAIWriter(config, cache)
+        return OpenAIWriter(config, cache, serving)
     from cathpc.cards.embedded import TransformersWriter
 
     return TransformersWriter(config, cache)

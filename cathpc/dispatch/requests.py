@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cathpc.cards.config import WriterKind
 from cathpc.config import Config, as_plain
 from cathpc.dispatch import jobs
 from cathpc.dispatch.config import JobConfig, Requeue
@@ -49,10 +50,11 @@ def shape(stage: Stage, config: Config) -> Shape:
     fitting = max(1, math.ceil(weights / (cluster.gpu_memory_gb * 1e9))) if cluster.gpu_memory_gb else 1
     gpus = {Place.ranks: train.ranks_per_node, Place.accelerator: fitting}.get(stage.place, 0)
     gpus = own.gpus or min(gpus, cluster.gpus_per_node)
-    if stage.name == "cards" and not config.cards.model:
-        gpus = 0  # nothing is written by a model
+    asks = stage.name == "cards" and bool(asked_keys(config))
+    if asks or (stage.name == "cards" and not config.cards.writes):
+        gpus = 0  # nothing is written by a model of the job's own
     partition = cluster.partition if gpus or stage.place is Place.ranks else cluster.cpu_partition
-    if stage.place is Place.network:
+    if stage.place is Place.network or asks:
         partition = cluster.network_partition or cluster.cpu_partition  # without one only what needs no network runs
     if stage.place is Place.ranks:
         return Shape(
@@ -73,6 +75,13 @@ def shape(stage: Stage, config: Config) -> Shape:
         gpus,
         own.mem_gb or max(cluster.cpu_mem_gb, float(math.ceil(weights / 1e9))),
     )
+
+
+def asked_keys(config: Config) -> tuple[str, ...]:
+    """The variables with keys that the cards' job needs: that of an endpoint elsewhere."""
+    cards = config.cards
+    elsewhere = cards.writer is WriterKind.openai and cards.endpoint.serve is None
+    return (cards.endpoint.key_env,) if elsewhere else ()
 
 
 def _weights(stage: Stage, config: Config) -> float:
@@ -235,6 +244,7 @@ def _request(
         lead_s=lead,
         mounts=mounts(config),
         comment=record.run,
+        keys=asked_keys(config) if stage.name == "cards" else (),
         exclusive=cluster.exclusive and stage.place is Place.ranks,
         health=cluster.health_check and stage.place is Place.ranks and ranks > 1,
     )

@@ -53,6 +53,8 @@ class Request:
     exclusive: bool = False
     health: bool = False
     """Whether its nodes are checked first."""
+    keys: tuple[str, ...] = ()
+    """Names of variables with secrets that it needs of the user's environment."""
 
 
 class Executor(submitit.SlurmExecutor):
@@ -151,7 +153,7 @@ def executor(request: Request, cluster: ClusterConfig) -> Executor:
 
 def _prefix(request: Request, cluster: ClusterConfig) -> list[str]:
     """sbatch hands on the user's environment; secrets are left out of it, by name."""
-    passed = (*PASSED.get(request.place, ()), *PASSED.get(request.stage, ()))
+    passed = (*PASSED.get(request.place, ()), *PASSED.get(request.stage, ()), *request.keys)
     hidden = sorted(n for n in os.environ if SECRET.search(n) and n not in passed)
     prefix = ["env", *(word for name in hidden for word in ("-u", name))]
     if cluster.slurm_conf and "SLURM_CONF" not in os.environ:

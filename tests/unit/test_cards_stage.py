@@ -29,6 +29,7 @@ from cathpc.evaluate import generate
 from cathpc.models.config import Dtype
 from cathpc.models.template import Template
 from cathpc.record import RECORD_SCHEMA, Message, Record, record_id
+from cathpc.serving.config import ServingConfig
 
 from .conftest import LLAMA_TEMPLATE
 
@@ -73,7 +74,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
 
 
 def whole_config(cards: CardsConfig, cache: Path) -> Any:
-    return SimpleNamespace(cards=cards, paths=SimpleNamespace(cache=str(cache)))
+    return SimpleNamespace(cards=cards, paths=SimpleNamespace(cache=str(cache)), serving=ServingConfig())
 
 
 def run(config: CardsConfig, inputs: dict[str, Path], out: Path, cache: Path) -> dict[str, Any]:
