@@ -38,11 +38,11 @@ class TransformersWriter:
         from transformers import AutoConfig
 
         self._config = config
-        self._folder = prepare(config.model, config.template, cache)
-        self._template = Template.load(self._folder)
-        self._window = generate.window(AutoConfig.from_pretrained(self._folder))
+        self.folder = prepare(config.model, config.template, cache)
+        self.template = Template.load(self.folder)
+        self._window = generate.window(AutoConfig.from_pretrained(self.folder))
         sampling = [config.temperature, config.top_k, config.repetition_penalty, config.max_new_tokens, config.seed]
-        model = [self._folder.name, self._template.hash, config.dtype.value]
+        model = [self.folder.name, self.template.hash, config.dtype.value]
         self._identity = [*model, *sampling, config.form.value, LABELS, STARTS]
         try:
             self.task("", [{"role": "user", "content": ""}], "general", 0)
@@ -53,7 +53,7 @@ class TransformersWriter:
 
     @cached_property
     def _model(self) -> Any:
-        model, _ = generate.load(self._folder, self._config.dtype)
+        model, _ = generate.load(self.folder, self._config.dtype)
         return model
 
     def load(self) -> None:
@@ -74,7 +74,7 @@ class TransformersWriter:
             asked = prompt.build(
                 messages, component, shown, mode=mode, kind=self._config.form, chars=self._config.quote_chars
             )
-            ids = self._template.encode(asked, generation_prompt=True)[0] + first
+            ids = self.template.encode(asked, generation_prompt=True)[0] + first
             if len(ids) + limit <= self._window:
                 break
         else:
@@ -113,8 +113,8 @@ class TransformersWriter:
         written = generate.generate(
             model,
             [list(t.ids) for t in batch],
-            stop_id=self._template.stop_id,
-            pad_id=self._template.pad_id,
+            stop_id=self.template.stop_id,
+            pad_id=self.template.pad_id,
             max_new_tokens=max(t.limit for t in batch),
             temperature=0.0 if batch[0].mode is Mode.judge else config.temperature,
             top_k=config.top_k,
@@ -126,7 +126,7 @@ class TransformersWriter:
         seconds = (time.monotonic() - begun) / len(batch)
         drafts = []
         for task, ids in zip(batch, written, strict=True):
-            text = self._template.decode([*task.ids[len(task.ids) - task.begun :], *ids[: task.limit]])
+            text = self.template.decode([*task.ids[len(task.ids) - task.begun :], *ids[: task.limit]])
             drafts.append(Draft(task.key, task.id, task.attempt, text, len(ids), seconds, len(task.ids)))
         return drafts
 
@@ -143,8 +143,8 @@ class TransformersWriter:
         return self._config.max_new_tokens
 
     def _steps(self, names: list[str]) -> Steps:
-        return Steps(self._template.raw, self._template.stop_id, names)
+        return Steps(self.template.raw, self.template.stop_id, names)
 
     def _plain(self, text: str) -> list[int]:
-        ids: list[int] = self._template.raw.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self.template.raw.encode(text, add_special_tokens=False).ids
         return ids

@@ -16,7 +16,6 @@ EXAMPLES: dict[str, list[Example]] = {
                 "a damp Saturday morning in April",
                 "wears a muddy apron, a grey braid and reading glasses on a string",
                 "patient, practical and fond of plain words",
-                "an owner of houseplants who will travel for two weeks",
             ),
         ),
         (
@@ -29,7 +28,6 @@ EXAMPLES: dict[str, list[Example]] = {
                 "a winter evening after the last lesson",
                 "wears a worn tweed jacket with chalk on the sleeves",
                 "orderly, curious and glad to explain each step",
-                "a learner with a question about five trains",
             ),
         ),
         (
@@ -42,7 +40,6 @@ EXAMPLES: dict[str, list[Example]] = {
                 "a clear night in October, around eleven",
                 "wears round glasses and a thick scarf, a red torch in her hand",
                 "warm, exact and full of wonder",
-                "a visitor who asks about comets and asteroids",
             ),
         ),
     ],
@@ -57,7 +54,6 @@ EXAMPLES: dict[str, list[Example]] = {
                 "Monday morning, at the start of the consulting hour",
                 "wears a white coat over a blue jumper, and short silver hair",
                 "calm, thorough and kind",
-                "a patient whose ankle is swollen since a fall on the stairs",
             ),
         ),
         (
@@ -70,7 +66,6 @@ EXAMPLES: dict[str, list[Example]] = {
                 "late at night, between two rounds",
                 "wears green scrubs and a stethoscope with a toy bear on it",
                 "gentle, careful and good at easing worries",
-                "a parent whose son has a rash and a mild fever",
             ),
         ),
         (
@@ -83,7 +78,6 @@ EXAMPLES: dict[str, list[Example]] = {
                 "a rainy Thursday afternoon in November",
                 "wears a green cardigan, her black hair pinned up",
                 "attentive, honest and unhurried",
-                "a patient with a dry cough who cannot sleep",
             ),
         ),
     ],
@@ -98,7 +92,6 @@ EXAMPLES: dict[str, list[Example]] = {
                 "dawn after a great storm, in 1893",
                 "wears an oilskin coat and a beard white with salt",
                 "gruff, poetic and proud of his lamp",
-                "a visitor who asks about the storm last night",
             ),
         ),
         (
@@ -111,7 +104,6 @@ EXAMPLES: dict[str, list[Example]] = {
                 "the night shift of ship's day 4102",
                 "wears a stained apron over a dented copper body with six arms",
                 "eager, literal and easily delighted",
-                "somebody who wants to see a robot discover garlic",
             ),
         ),
         (
@@ -124,7 +116,6 @@ EXAMPLES: dict[str, list[Example]] = {
                 "market day, shortly before closing, in 1742",
                 "wears a shawl with silver pins over a bent back",
                 "sly, warm-hearted and fond of riddles",
-                "a traveller who wants to know where to go",
             ),
         ),
     ],

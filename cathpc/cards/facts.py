@@ -140,8 +140,41 @@ def content_words(text: str) -> set[str]:
     return {w[:6] for w in shapes.words(shapes.folded(text)) if len(w) > 2 and w not in _SMALL}
 
 
+_COMPLAINT = re.compile(
+    r"\b(?:I(?:'ve|'m| have| am| had| feel| get| can't| cannot| suffer| noticed| think)\b[^.!?]{8,}|my \w+[^.!?]{8,})"
+)
+_THEIRS = (
+    (r"\bI've\b|\bI have\b", "has"),
+    (r"\bI'm\b|\bI am\b", "is"),
+    (r"\bI was\b", "they were"),
+    (r"\bI (feel|get|think|suffer)\b", r"\1s"),
+    (r"\bI\b", "they"),
+    (r"\b[Mm]y\b", "their"),
+    (r"\bme\b", "them"),
+    (r"\bmyself\b", "themselves"),
+    (r"\b(has|is) (.*?)\bI(?:'ve| have)\b", r"\1 \2they have"),
+)
+MAX_SITUATION_CHARS = 140
+
+
+def situation(messages: list[Message]) -> str:
+    """A patient's situation in the third person, as their first turn tells it; '' where it does not."""
+    first = next((m["content"] for m in messages if m["role"] == "user"), "")
+    found = _COMPLAINT.search(" ".join(first.split()))
+    if not found:
+        return ""
+    said = found[0]
+    starts = said.startswith("I")
+    for pattern, theirs in _THEIRS:
+        said = re.sub(pattern, theirs, said)
+    if len(said) > MAX_SITUATION_CHARS:
+        said = said[:MAX_SITUATION_CHARS].rsplit(",", 1)[0].rsplit(" ", 1)[0]
+    said = said.rstrip(" ,;:-")
+    return f"a patient who {said.removeprefix('they ')}" if starts else f"a patient: {said}"
+
+
 def grounded(text: str, messages: list[Message]) -> bool:
-    """Whether most of what `text` says about the user is in their own words."""
+    """Whether most of what `text` says is in the user's words."""
     said = content_words(" ".join(m["content"] for m in messages if m["role"] == "user"))
     words = content_words(text)
     return bool(words) and len(words & said) * 2 >= len(words)

@@ -10,14 +10,14 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cathpc.cards.card import MAX_PEOPLE, USER, Card, Person
+from cathpc.cards.card import MAX_PEOPLE, Card, Person
 from cathpc.cards.config import CardForm
 from cathpc.cards.rules import Rule
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-LABELS = ("Role:", "Name:", "Place:", "Time:", "Appearance:", "Personality:", "User:")
+LABELS = ("Role:", "Name:", "Place:", "Time:", "Appearance:", "Personality:")
 STARTS = {"Place:": " in", "Appearance:": " wears"}
 """Words that are put after a label: they keep a small model from describing something else."""
 
@@ -51,7 +51,7 @@ def lines(text: str) -> dict[str, str]:
 def _from_lines(text: str, rules: list[Rule], name: str) -> Card:
     """Nobody can mark in these lines what is invented: whoever checks the card does."""
     fields = lines(text)
-    for label in LABELS[:-1]:
+    for label in LABELS:
         value = fields.get(label.rstrip(":"), "")
         if not value:
             raise Malformed(f"{label} is missing or empty")
@@ -63,9 +63,7 @@ def _from_lines(text: str, rules: list[Rule], name: str) -> Card:
         appearance=fields["Appearance"],
         personality=fields["Personality"],
     )
-    user = fields.get("User", "").rstrip(".")
-    people = [person, Person(USER, user)] if user else [person]
-    return Card(fields["Place"], fields["Time"], people, rules)
+    return Card(fields["Place"], fields["Time"], [person], rules)
 
 
 def _from_json(text: str, rules: list[Rule]) -> Card:
@@ -131,10 +129,9 @@ def filled(values: tuple[str, ...], form: CardForm) -> str:
     """An example's lines (one for each of `LABELS`) as a writer would give them."""
     if form is CardForm.labels:
         return "\n".join(f"{label} {line}" for label, line in zip(LABELS, values, strict=True))
-    role, name, place, when, appearance, personality, user = values
-    first = dict(zip(PERSON, (name, role, appearance, personality, ""), strict=True))
-    other = dict(zip(PERSON, (USER, user, "", "", ""), strict=True))
-    people = [{**first, "invented": True}, {**other, "invented": False}]
+    role, name, place, when, appearance, personality = values
+    person = dict(zip(PERSON, (name, role, appearance, personality, "answers the user"), strict=True))
+    people = [{**person, "invented": True}]
     return json.dumps({"place": place, "place_invented": True, "time": when, "people": people, "style": []})
 
 
@@ -158,7 +155,7 @@ class Steps:
     any form and must not count as repetition. A row of the batch whose person has a name in `names` gets it put.
     """
 
-    SOFT_ENDS = ((7, ",.;"), (1, ",;"), (9, ",.;"), (6, ",.;"), (9, ",.;"), (9, ",.;"), (6, ",.;"))
+    SOFT_ENDS = ((7, ",.;"), (1, ",;"), (9, ",.;"), (6, ",.;"), (9, ",.;"), (9, ",.;"))
     """For each label: after how many tokens which marks end its line ('Dr.' ends no name)."""
     HARD_TOKENS = 24
 

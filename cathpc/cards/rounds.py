@@ -216,7 +216,8 @@ def judged(
         return None, {"schema": str(error)}
     if kind is CardForm.labels:
         facts.mark(made, row["messages"])
-        made.people = [p for p in made.people if p.name != card.USER or facts.grounded(p.role, row["messages"])]
+        if row["component"] == "health" and (told := facts.situation(row["messages"])):
+            made.people.append(card.Person(card.USER, told))
     written = verify.Written(made, layout.render(made), row["messages"], row["component"])
     checks = verify.verify(written)
     if opinion and verify.passed(checks):
