@@ -201,7 +201,7 @@ STAGES: tuple[Stage, ...] = (
         sharded=True,
         version=2,
         identity=lambda c: [
-            _model(c, c.cards.model) if c.cards.model and c.cards.writer.name == "transformers" else c.cards.model,
+            _model(c, c.cards.loaded) if c.cards.loaded else None,
             [_model(c, name, causal=False) for name in (c.cards.embedder, c.cards.nli) if name],
             _layout(c),
         ],

@@ -104,3 +104,13 @@ class CardsConfig:
     def writes(self) -> bool:
         """Whether a model writes cards, here or behind an endpoint."""
         return bool(self.model or (self.writer is WriterKind.openai and self.endpoint.model))
+
+    @property
+    def loaded(self) -> str:
+        """The model that this machine loads, here or as a server of its own; '' where an endpoint elsewhere writes."""
+        return self.model if self.writer is WriterKind.transformers or self.endpoint.serve else ""
+
+    @property
+    def models(self) -> list[str]:
+        """All models of the section that have to be at hand."""
+        return [name for name in (self.loaded, self.embedder, self.nli) if name]

@@ -109,8 +109,8 @@ def mark(card: Card, messages: list[Message]) -> None:
     """Mark as invented whom and what the record does not know: for forms in which the writer cannot say it."""
     record = _known("\n".join(m["content"] for m in messages))
     for person in card.people:
-        person.invented = bool(_name_words(person.name) - record)
-    card.place_invented = bool(set(names(card.place)) - record)
+        person.invented = bool(_strange(person, record))
+    card.place_invented = bool(_strange_place(card.place, record, set()))
 
 
 def other_person(card: Card, messages: list[Message], component: str) -> str:

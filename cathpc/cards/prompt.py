@@ -51,8 +51,8 @@ _SPEECH = (
 )
 _GIVEN = re.compile(
     r"(?:^|[.!?]\s+|\btasked with )(?:(?:please|now|let's)\s+)?"
-    r"(?:(?:imagine|pretend|suppose|assume)(?: that)? (?:you're|you are|to be|being)"
-    r"|you(?:'re| are)(?: now)?|as(?=\s+(?:an?|the)\s)|(?:role[- ]?play|act|pose|speak|write|answer|respond)(?:ing)? as(?: if you were)?"
+    r"(?:(?:imagine|pretend|suppose|assume)(?: that)? (?:you're|you are|to be|being)|you(?:'re| are)(?: now)?"
+    r"|as(?=\s+(?:an?|the)\s)|(?:role[- ]?play|act|pose|speak|write|answer|respond)(?:ing)? as(?: if you were)?"
     r"|(?:take on|take|assume|play|adopt) the (?:role|persona|part|identity) of|pretend to be|embody"
     rf"|impersonat(?:e|ing))\s+(?P<who>.{{3,70}}?)\s*{_SPEECH}",
     re.IGNORECASE,

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from cathpc.serving.config import ServingConfig
 
 CHARS_PER_TOKEN = 4
-FACT_WORDS = 25
-"""A question and an answer that are both shorter, outside of roleplay and health, need no scene."""
+FACT_WORDS = 20
+"""A question and an answer that are both shorter, where nobody speaks of themselves, need no scene."""
 LEAST_WORDS = 12
 """A system prompt is not shortened to fewer."""
 PARAPHRASE_LENGTHS = 0.5, 2.0
@@ -240,10 +240,14 @@ def rules_of(row: Row, limit: int) -> list[Rule]:
 
 def absurd(messages: list[Message], component: str) -> str:
     """Why a scene would be out of place: code, data, or a short question of fact; '' where it would not."""
-    answers = _answers(messages)
+    answers, asked = _answers(messages), messages[0]["content"]
     if any(shapes.code_blocks(a) or shapes.json_value(a) is not None for a in answers):
         return "code or data"
-    if component in ("health", "roleplay") or len(messages) > 2:
+    if (
+        component in ("health", "roleplay")
+        or len(messages) > 2
+        or re.search(r"\b(?:I|my|we|our)\b", asked, re.IGNORECASE)
+    ):
         return ""
     if all(len(shapes.words(m["content"])) < FACT_WORDS for m in messages):
         return "a short question of fact"

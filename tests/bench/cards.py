@@ -6,7 +6,8 @@
 The records are those that ship (`cathpc/assets/demo`). The plain loop takes the same prompts and draws with the same
 settings, one prompt at a time, by `model.generate` of transformers in the dtype that the model is stored in. Both count
 the tokens behind the prompt; the writer's labels, which it puts itself, pass through its model one by one as the loop's
-do. Loading is left out of both. On a busy machine the CPU seconds compare better than the clock. Time grows with the records; at least five times as many tokens a second are wanted.
+do. Loading is left out of both. On a busy machine the CPU seconds compare better than the clock. Time grows with the
+records; at least five times as many tokens a second are wanted.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def records(number: int) -> list[dict[str, Any]]:
     config = compose(["+experiment=demo"])
     with tempfile.TemporaryDirectory() as folder:
         pull.run(config, {}, Path(folder))
-        rows = pq.read_table(folder, columns=["id", "component", "messages"]).to_pylist()
+        rows = pq.read_table(f"{folder}/records", columns=["id", "component", "messages"]).to_pylist()
     rows = [
         r for r in rows if r["component"] != "refusal" and [m["role"] for m in r["messages"]] == ["user", "assistant"]
     ]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cathpc import shards
-from cathpc.cards import prompt, stage, verify
+from cathpc.cards import form, prompt, rounds, stage, verify
 from cathpc.cards.cache import Drafts
 from cathpc.cards.config import CardsConfig
 from cathpc.cards.embedded import TransformersWriter
@@ -278,14 +278,14 @@ def test_a_record_that_breaks_the_checks_gets_a_plain_card_that_says_so(
 def test_a_record_that_breaks_the_rules_keeps_its_own_system_prompt(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = stage.extract
+    real = rounds.extract
 
     def broken(answers: list[str], limit: int) -> list[Rule]:
         if "Step in" in answers[0]:
             raise ValueError("no rule for this")
         return real(answers, limit)
 
-    monkeypatch.setattr(stage, "extract", broken)
+    monkeypatch.setattr(rounds, "extract", broken)
     summary = run(CardsConfig(), inputs, tmp_path / "out", tmp_path)
     rows, cards = outputs(tmp_path / "out")
     assert cards[2]["verdict"] == "given" and cards[2]["checks"] == {"crash": "ValueError: no rule for this"}
@@ -355,8 +355,10 @@ def test_key_follows_record_prompt_and_sampling(model_cache: Path) -> None:
 
 def test_form_is_forced_on_a_model_that_writes_noise(tiny_llama: Path) -> None:
     model, template = generate.load(tiny_llama, Dtype.float32)
-    form = prompt.Form(template.raw, template.stop_id)
-    asked = template.encode(prompt.build(RECORDS[0].messages, "general", 0), generation_prompt=True)[0] + form.first
+    steps = form.Steps(template.raw, template.stop_id, [""])
+    asked = template.encode(prompt.build(RECORDS[0].messages, "general", 0), generation_prompt=True)[0] + steps.first(
+        ""
+    )
     (written,) = generate.generate(
         model,
         [asked],
@@ -365,28 +367,28 @@ def test_form_is_forced_on_a_model_that_writes_noise(tiny_llama: Path) -> None:
         max_new_tokens=400,
         temperature=1.0,
         seeds=["noise"],
-        steer=form.steer,
+        steer=steps.steer,
     )
-    text = template.decode([*form.first, *written])
+    text = template.decode([*steps.first(""), *written])
     labels = [line.split(":")[0] + ":" for line in text.split("\n")]
-    assert labels == list(prompt.LABELS)
+    assert labels == list(form.LABELS)
     assert len(written) < 400  # the form ends by itself
 
 
 def test_stop_token_ends_a_line_not_the_form(tiny_llama: Path) -> None:
     template = Template.load(tiny_llama)
-    form, written = prompt.Form(template.raw, template.stop_id), []
+    steps, written = form.Steps(template.raw, template.stop_id, [""]), []
     for _ in range(200):
-        token = form.steer(0, written, template.stop_id)
+        token = steps.steer(0, written, template.stop_id)
         if token == template.stop_id:
             break
         written.append(token)
-    text = template.decode([*form.first, *written])
-    assert [line.split(":")[0] + ":" for line in text.split("\n")] == list(prompt.LABELS)
+    text = template.decode([*steps.first(""), *written])
+    assert [line.split(":")[0] + ":" for line in text.split("\n")] == list(form.LABELS)
 
 
 def test_model_with_a_short_window_takes_fewer_examples_or_is_refused(model_cache: Path) -> None:
-    window = generate.window(generate.load(TransformersWriter(TINY, model_cache)._folder, Dtype.float32)[0].config)
+    window = generate.window(generate.load(TransformersWriter(TINY, model_cache).folder, Dtype.float32)[0].config)
     full = TransformersWriter(TINY, model_cache).task("r", RECORDS[0].messages, "general", 0)
     assert len(full.ids) + TINY.max_new_tokens <= window
     short = replace(TINY, max_new_tokens=window - len(full.ids) + 1)
