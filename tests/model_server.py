@@ -19,14 +19,16 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib import request as web
+from urllib.error import HTTPError
+
+from fastapi import FastAPI, HTTPException, Request
 
 ROOT = Path(__file__).parents[1]
 
 
 def app(folder: Path, key: str) -> Any:
     """The FastAPI application."""
-    from fastapi import FastAPI, HTTPException
 
     from cathpc.evaluate import generate
     from cathpc.models.config import Dtype
@@ -100,7 +102,7 @@ def main(folder: Path, key: str) -> None:
         thread.start()
         while not server.started:
             time.sleep(0.02)
-        print(listener.getsockname()[1], flush=True)
+        print("port", listener.getsockname()[1], flush=True)
         sys.stdin.read()
         server.should_exit = True
         thread.join(10)
@@ -123,21 +125,22 @@ def serve(folder: Path, key: str) -> Iterator[Served]:
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdin and process.stdout
     lines = process.stdout
-    try:
-        served = Served(int(lines.readline()), key)
+    with process, lines:
+        port = next(line for line in lines if line.startswith("port"))  # others come from libraries
+        served = Served(int(port.split()[1]), key)
 
         def listen() -> None:
-            for line in lines:
+            for line in filter(lambda text: text.startswith("{"), lines):
                 served.requests.append(json.loads(line))
 
         thread = threading.Thread(target=listen, daemon=True)
         thread.start()
-        yield served
-    finally:
-        process.stdin.close()
-        process.wait(20)
-        thread.join(5)
-        lines.close()
+        try:
+            yield served
+        finally:
+            process.stdin.close()
+            process.wait(20)
+            thread.join(5)
 
 
 # --- the proxy ----------------------------------------------------------------------------------------------------
@@ -210,12 +213,10 @@ class Proxy:
 
     def ask(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
         """Status and body of what the server says."""
-        from urllib.error import HTTPError
-
         headers = {"Authorization": handler.headers.get("Authorization", ""), "Content-Type": "application/json"}
-        request = Request(f"http://127.0.0.1:{self.upstream}{handler.path}", body or None, headers)
+        request = web.Request(f"http://127.0.0.1:{self.upstream}{handler.path}", body or None, headers)
         try:
-            with build_opener(ProxyHandler({})).open(request, timeout=60) as reply:
+            with web.build_opener(web.ProxyHandler({})).open(request, timeout=60) as reply:
                 return reply.status, reply.read()
         except HTTPError as error:
             with error:

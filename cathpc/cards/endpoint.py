@@ -334,7 +334,10 @@ class _Asking:
 
     def _said(self, error: Exception) -> str:
         """An error in one line, without the key."""
-        text = " ".join(str(error).split())[:300]
+        text = str(error)
+        if isinstance(error, openai.APIStatusError) and not getattr(error.body, "get", lambda _: None)("message"):
+            text = f"{text}: {error.response.text}"  # not in the protocol's form, so the client leaves it out
+        text = " ".join(text.split())[:300]
         return text.replace(self._endpoint.key, "***") if self._endpoint.key else text
 
 
