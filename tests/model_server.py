@@ -1,7 +1,7 @@
 """An endpoint that speaks OpenAI's protocol around a real tiny model, and a proxy before it that fails as real ones do.
 
 `python -m tests.model_server FOLDER KEY` prints its port, answers until its standard input closes, and logs each chat
-request to standard output as one line of JSON. Forms are decoded under their schema: keys and quotes are put, the model
+request to standard output as one line of JSON. Under a schema keys and quotes are put, and the model
 writes the values.
 """
 
@@ -68,14 +68,12 @@ def app(folder: Path, key: str) -> Any:
         if len(ids) + most > generate.window(model.config):
             raise HTTPException(400, "the conversation is longer than the model's context")
         schema = (body.get("response_format") or {}).get("json_schema", {}).get("schema")
-        if schema is None:
-            text, count = template.decode(tokens := written(ids, most, seed)), len(tokens)
-        else:
-            filled, count = {}, 0
-            for name in schema["required"]:
-                tokens = written(ids, 4, f"{seed}/{name}")
-                filled[name], count = template.decode(tokens), count + len(tokens)
-            text = json.dumps(filled)
+        tokens = written(ids, most, seed)
+        text, count = template.decode(tokens), len(tokens)
+        if schema is not None:
+            share = max(1, count // len(schema["required"]))
+            parts = [tokens[at * share : (at + 1) * share] for at in range(len(schema["required"]))]
+            text = json.dumps({n: template.decode(part) for n, part in zip(schema["required"], parts, strict=True)})
         print(json.dumps({"last": body["messages"][-1]["content"][-60:], "json": schema is not None}), flush=True)
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         usage = {"prompt_tokens": len(ids), "completion_tokens": count, "total_tokens": len(ids) + count}

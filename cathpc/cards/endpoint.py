@@ -1,11 +1,11 @@
 """The writer of cards that asks an endpoint which speaks OpenAI's protocol.
 
-In: tasks. Out: one draft for each, whatever the endpoint does in between: it is asked with bounded concurrency and rate;
-while it is down, overloaded or out of room it is waited for, with pauses that grow and vary and heed Retry-After
-(exponential backoff with jitter: Brooker, 'Exponential Backoff And Jitter', AWS 2015). What is its fault costs no text a
-try. Forms are asked for as JSON, decoded under a schema where the endpoint can. With `cards.endpoint.serve` the writer
-starts a server of its own on the loopback, which ends with it. Memory grows with the tasks; time with tokens, divided by
-the concurrency.
+In: tasks. Out: one draft for each, whatever the endpoint does in between: it is asked with bounded concurrency and
+rate; while it is down, overloaded or out of room it is waited for, with pauses that grow and vary and heed Retry-After
+(exponential backoff with jitter: Brooker, 'Exponential Backoff And Jitter', AWS 2015). What is its fault costs no text
+a try. Forms are asked for as JSON, decoded under a schema where the endpoint can. With `cards.endpoint.serve` the
+writer starts a server of its own on the loopback, which ends with it. Memory grows with the tasks; time with tokens,
+divided by the concurrency.
 """
 
 from __future__ import annotations
@@ -377,8 +377,8 @@ def as_json(asked: list[Message]) -> list[Message]:
 
 
 def as_form(text: str) -> str:
-    """The lines of a form from an answer: a JSON object, perhaps fenced or among words, or the lines themselves; '' where
-    it is neither or a line of the form is missing."""
+    """The lines of a form from an answer: a JSON object, perhaps fenced or among words, or the lines themselves; ''
+    where it is neither or a line of the form is missing."""
     start, end = text.find("{"), text.rfind("}")
     fields: dict[str, Any] = prompt.parse(text)
     if 0 <= start < end:

@@ -223,7 +223,7 @@ def test_an_endpoint_that_refuses_everything_is_an_error_and_no_draft(proxy: Pro
     proxy.faults.append(lambda h, body, ask: answer(h, 400, b'{"error": {"message": "max_tokens is not supported"}}'))
     writer = OpenAIWriter(cards(proxy.url), tmp_path)
     drafts: list[Draft] = []
-    with pytest.raises(UserError, match="refuses every request.*max_tokens is not supported"):
+    with pytest.raises(UserError, match=r"refuses every request.*max_tokens is not supported"):
         for batch in writer.write(tasks(writer, 8)):
             drafts += batch
     assert drafts == []
