@@ -28,6 +28,7 @@ ACTS = {
     "pin": "cathpc.acts.pin",
     "chat": "cathpc.acts.chat",
     "cards": "cathpc.acts.cards",
+    "serve": "cathpc.acts.serve",
     "score": "cathpc.acts.score",
     "export": "cathpc.acts.export",
     "select": "cathpc.acts.select",

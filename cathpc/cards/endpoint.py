@@ -1,11 +1,11 @@
 """The writer of cards that asks an endpoint which speaks OpenAI's protocol.
 
-In: tasks. Out: one draft for each, whatever the endpoint does in between: it is asked with bounded concurrency and rate;
-while it is down, overloaded or out of room it is waited for, with pauses that grow and vary and heed Retry-After
-(exponential backoff with jitter: Brooker, 'Exponential Backoff And Jitter', AWS 2015). What is its fault costs no text a
-try. Forms are asked for as JSON, decoded under a schema where the endpoint can. With `cards.endpoint.serve` the writer
-starts a server of its own on the loopback, which ends with it. Memory grows with the tasks; time with tokens, divided by
-the concurrency.
+In: tasks. Out: one draft for each, whatever the endpoint does in between: it is asked with bounded concurrency and
+rate; while it is down, overloaded or out of room it is waited for, with pauses that grow and vary and heed Retry-After
+(exponential backoff with jitter: Brooker, 'Exponential Backoff And Jitter', AWS 2015). What is its fault costs no text
+a try. Forms are asked for as JSON, decoded under a schema where the endpoint can. With `cards.endpoint.serve` the
+writer starts a server of its own on the loopback, which ends with it. Memory grows with the tasks; time with tokens,
+divided by the concurrency.
 """
 
 from __future__ import annotations
@@ -336,7 +336,10 @@ class _Asking:
 
     def _said(self, error: Exception) -> str:
         """An error in one line, without the key."""
-        text = " ".join(str(error).split())[:300]
+        text = str(error)
+        if isinstance(error, openai.APIStatusError) and not getattr(error.body, "get", lambda _: None)("message"):
+            text = f"{text}: {error.response.text}"  # not in the protocol's form, so the client leaves it out
+        text = " ".join(text.split())[:300]
         return text.replace(self._endpoint.key, "***") if self._endpoint.key else text
 
 

@@ -23,7 +23,8 @@ class Engine(Enum):
 
 @dataclass
 class ServingConfig:
-    """Group-less section `serving`: how a server is started, by the act `serve` or for the cards. It changes no result."""
+    """Group-less section `serving`: how a server is started, by the act `serve` or for the cards; no result depends
+    on it."""
 
     environment: str = speed("")
     """Folder of the environment that `slurm/vllm-env` built; '' there is none, and `transformers serve` is taken."""

@@ -1,7 +1,7 @@
 """A server of one model as a process of this machine: started, watched until it is ready, ended in all cases.
 
-In: a folder of safetensors and the engine. Out: an `Endpoint` with its URL, its random key and the model's name. The key
-reaches the server by its environment alone: it stands in no argument and no log. The server dies with this process,
+In: a folder of safetensors and the engine. Out: an `Endpoint` with its URL, its random key and the model's name. The
+key reaches the server by its environment alone: it stands in no argument and no log. The server dies with this process,
 however that ends (`cathpc.serving.guard`). Ready means: a process of ours listens on the port, says that it is healthy,
 and names the model to who has the key.
 """
@@ -53,8 +53,8 @@ def vllm(serving: ServingConfig) -> Path:
     command = Path(serving.environment).expanduser().absolute() / "bin" / "vllm"
     if not serving.environment or not os.access(command, os.X_OK):
         raise UserError(
-            f"serving.environment={serving.environment!r}: there is no {command}. Build it on a machine with a network: "
-            "slurm/vllm-env FOLDER; or take the engine transformers"
+            f"serving.environment={serving.environment!r}: there is no {command}. Build it where there is a "
+            "network: slurm/vllm-env FOLDER; or take the engine transformers"
         )
     return command
 

@@ -1,4 +1,6 @@
-"""`transformers serve` for one folder, behind a key: `python -m cathpc.serving.transformers_server FOLDER NAME HOST PORT`.
+"""`transformers serve` for one folder, behind a key.
+
+`python -m cathpc.serving.transformers_server FOLDER NAME HOST PORT`
 
 In: a folder of safetensors, the name under which it is served, and the key in the environment variable of `KEY`. Out:
 an endpoint with /health, /v1/models and /v1/chat/completions. transformers' own server knows no key, and would load any
@@ -31,6 +33,7 @@ class Gate:
         self._name = name
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, or answer it here."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
