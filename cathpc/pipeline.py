@@ -51,6 +51,8 @@ class Stage:
     version: int = 1
     """Raised when the code changes what comes out for the same config and inputs."""
     identity: Callable[[Config], Any] | None = None
+    wanted: Callable[[Config], bool] | None = None
+    """Of a stage that most runs do without: whether this config asks for it."""
     sharded: bool = False
     """Whether an array job can share its work: its module then has `count`, `work` and `finish` beside `run`."""
 
@@ -225,12 +227,26 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "evaluate",
         "cathpc.evaluate.stage:run",
-        inputs=("export", "base"),
+        inputs=("export", "base", "train", "pack", "reference", "refusal"),
         config=("evaluate",),
-        does="does the model obey its system prompt: base and tuned",
+        does="does the model obey its system prompt: base, tuned, milestones",
         place=Place.accelerator,
         share=1.0,
-        identity=lambda c: _file("evaluate.probes", c.evaluate.probes, "probes.jsonl"),
+        version=2,
+        identity=lambda c: [
+            _file("evaluate.probes", c.evaluate.probes, "probes.jsonl"),
+            _file("", "", "requests.jsonl"),
+        ],
+    ),
+    Stage(
+        "benchmarks",
+        "cathpc.evaluate.benchmarks:run",
+        inputs=("export", "base"),
+        config=("benchmarks",),
+        does="tasks of lm-eval: base and tuned",
+        place=Place.accelerator,
+        share=1.0,
+        wanted=lambda c: bool(c.benchmarks.tasks),
     ),
     Stage(
         "report",
@@ -255,4 +271,11 @@ STAGES: tuple[Stage, ...] = (
         identity=lambda c: c.name,
     ),
 )
+
+
+def stages(config: Config) -> tuple[Stage, ...]:
+    """The stages that a run with this config has, in order."""
+    return tuple(stage for stage in STAGES if stage.wanted is None or stage.wanted(config))
+
+
 BY_NAME = {stage.name: stage for stage in STAGES}

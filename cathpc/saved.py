@@ -55,7 +55,7 @@ class Saved:
     def stages(self) -> dict[str, Path]:
         """Stage -> folder, in order, of all stages whose folder is known."""
         known = dict(self.linked)
-        if len(known) < len(BY_NAME):
+        if any(name not in known for name, stage in BY_NAME.items() if stage.wanted is None):
             try:
                 known = self.planned | known
             except UserError:

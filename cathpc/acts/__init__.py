@@ -28,6 +28,7 @@ ACTS = {
     "pin": "cathpc.acts.pin",
     "chat": "cathpc.acts.chat",
     "score": "cathpc.acts.score",
+    "evaluate": "cathpc.acts.evaluate",
     "export": "cathpc.acts.export",
     "select": "cathpc.acts.select",
     "diff": "cathpc.acts.diff",

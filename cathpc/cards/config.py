@@ -33,6 +33,9 @@ class CardsConfig:
     """Cards written for one record at most: the first that passes its checks is taken, else the plain card."""
     max_rules: int = 5
     """Style rules a card."""
+    enact: float = 0.0
+    """Share of the records without a system prompt whose answers are edited by program so that they obey an instruction
+    that their card states (`cathpc.cards.enact`)."""
     temperature: float = 0.6
     top_k: int = 30
     """Sampling draws from this many best tokens."""

@@ -4,7 +4,8 @@ In: `select/kept.parquet`. Out: `carded.parquet` (the same records, in order, wi
 row a record: verdict, card, rules, checks, attempts) and `cache/drafts-NNNNN.jsonl`. A record with a system prompt of
 its own keeps it as the card's persona ('given'); another gets the first written card that passes its checks
 ('verified'), else a card without a scene ('plain'). Shard i holds the records from i x `cards.shard_records` on, and
-leaves its rows in `parts` until all are done. Memory grows with a shard, time with the cards that have to be written.
+leaves its rows in `parts` until all are done. A share of the records gets a system prompt and answers edited to obey it
+before anything else (`cathpc.cards.enact`). Memory grows with a shard, time with the cards that have to be written.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cathpc.broken import Broken, Child, among, bisect
-from cathpc.cards import card, prompt, verify
+from cathpc.cards import card, enact, prompt, verify
 from cathpc.cards.rules import Rule, extract
 from cathpc.progress import counter
 from cathpc.record import RECORD_SCHEMA
@@ -86,7 +87,8 @@ def work(config: Config, inputs: dict[str, Path], out: Path, shards: Sequence[in
 
     def one(shard: int, careful: bool) -> dict[str, Any]:
         nonlocal before
-        records = _rows(source, shard * size, size)
+        kept = _rows(source, shard * size, size)
+        records = [enact.enacted(row, cards.enact) for row in kept]
         job = (cards, cache, out, shard, before, total)
         if careful:
             with Child(carder, *job) as attempt:
@@ -108,6 +110,7 @@ def work(config: Config, inputs: dict[str, Path], out: Path, shards: Sequence[in
         before += len(records)
         return {
             "records": len(records),
+            "enacted": sum(edited is not row for edited, row in zip(records, kept, strict=True)),
             "verdicts": Counter(o.verdict for o in outcomes),
             "rules": Counter(r.name for o in outcomes for r in o.card.rules),
             "tokens": sum(o.tokens for o in outcomes),
@@ -288,6 +291,7 @@ def _summary(marks: list[dict[str, Any]], written: bool) -> dict[str, Any]:
     shares = {name: round(count / total, 4) for name, count in verdicts.most_common()} if total else {}
     summary: dict[str, Any] = {
         "records": total,
+        "enacted": sum(mark["enacted"] for mark in marks),
         "verdicts": dict(verdicts.most_common()),
         "shares": shares,
         "rules": dict(rules.most_common()),
@@ -299,6 +303,8 @@ def _summary(marks: list[dict[str, Any]], written: bool) -> dict[str, Any]:
         rate = tokens / seconds if seconds else 0.0
         summary |= {"tokens": tokens, "seconds": round(seconds, 2), "tokens_per_s": round(rate, 1)}
         line += f"; {rate:,.0f} tokens/s" if rate else ""
+    if summary["enacted"]:
+        line += f"; {summary['enacted']:,} with an enacted rule"
     if written or refused:
         summary["refused_by_check"] = dict(refused.most_common())
     return {**summary, "line": line if total else "no record to card"}

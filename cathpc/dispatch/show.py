@@ -118,6 +118,8 @@ def stage_table(title: str, states: dict[str, tuple[str, str]], times: dict[str,
     table.add_column("time")
     table.add_column("what", overflow="fold")
     for stage in STAGES:
+        if stage.wanted is not None and stage.name not in states:
+            continue  # this run does without
         state, remark = states.get(stage.name, ("", ""))
         table.add_row(stage.name, state, times.get(stage.name, ""), remark or stage.does)
     return table
