@@ -52,7 +52,7 @@ class Stage:
     """Raised when the code changes what comes out for the same config and inputs."""
     identity: Callable[[Config], Any] | None = None
     wanted: Callable[[Config], bool] | None = None
-    """Of a stage that most runs do without: whether this config asks for it."""
+    """Of an optional stage: whether this config asks for it."""
     sharded: bool = False
     """Whether an array job can share its work: its module then has `count`, `work` and `finish` beside `run`."""
 
@@ -239,16 +239,6 @@ STAGES: tuple[Stage, ...] = (
         ],
     ),
     Stage(
-        "benchmarks",
-        "cathpc.evaluate.benchmarks:run",
-        inputs=("export", "base"),
-        config=("benchmarks",),
-        does="tasks of lm-eval: base and tuned",
-        place=Place.accelerator,
-        share=1.0,
-        wanted=lambda c: bool(c.benchmarks.tasks),
-    ),
-    Stage(
         "report",
         "cathpc.report.stage:run",
         inputs=(
@@ -271,11 +261,22 @@ STAGES: tuple[Stage, ...] = (
         identity=lambda c: c.name,
     ),
 )
+OPTIONAL: tuple[Stage, ...] = (
+    Stage(
+        "benchmarks",
+        "cathpc.evaluate.benchmarks:run",
+        inputs=("export", "base"),
+        config=("benchmarks",),
+        does="tasks of lm-eval: base and tuned",
+        place=Place.accelerator,
+        share=1.0,
+        wanted=lambda c: bool(c.benchmarks.tasks),
+    ),
+)
+"""Stages that most runs do without."""
+BY_NAME = {stage.name: stage for stage in (*STAGES, *OPTIONAL)}
 
 
 def stages(config: Config) -> tuple[Stage, ...]:
-    """The stages that a run with this config has, in order."""
-    return tuple(stage for stage in STAGES if stage.wanted is None or stage.wanted(config))
-
-
-BY_NAME = {stage.name: stage for stage in STAGES}
+    """The stages of a run with this config, in order."""
+    return (*STAGES, *(stage for stage in OPTIONAL if stage.wanted is not None and stage.wanted(config)))

@@ -124,8 +124,6 @@ def _state(run: Saved, folders: dict[str, Path], manifests: dict[str, dict[str, 
 
     for stage in STAGES:
         folder, manifest = folders.get(stage.name), manifests.get(stage.name)
-        if folder is None and stage.wanted is not None:
-            continue
         if manifest is not None:
             used = {name: i.get("digest") for name, i in manifest.get("inputs", {}).items()}
             if any(manifests.get(name, {}).get("digest") != digest for name, digest in used.items()):
