@@ -99,7 +99,9 @@ def _probes(arguments: argparse.Namespace, settings: EvaluateConfig) -> list[Pro
         return own
     every = probes.read(Path(settings.probes) if settings.probes else probes.SHIPPED)
     if taken := sorted({p.id for p in own} & {p.id for p in every}):
-        raise UserError(f"{arguments.probes}: the id {taken[0]!r} is that of a probe that is asked anyway; take another")
+        raise UserError(
+            f"{arguments.probes}: the id {taken[0]!r} is that of a probe that is asked anyway; take another"
+        )
     return probes.choose(every, settings.max_probes, settings.seed) + own
 
 

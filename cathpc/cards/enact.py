@@ -3,12 +3,13 @@
 What a model learns of obedience comes from answers that visibly do what the system prompt says, and answers written
 without one rarely do more than stay under a length. In: a record. Out: the same record with a system prompt of its own
 (who speaks, and an instruction or two) and with answers that obey it. Taught are the families of `FAMILIES`; forbidden
-words, secrets, users who ask for the contrary, languages and staying in character are not. Names and phrases are put together from the
-lists of `assets/enact.yaml`, so that hardly one comes twice and copying is what is learned.
+words, secrets, users who ask for the contrary, languages and staying in character are not. Names and phrases are put
+together from the lists of `assets/enact.yaml`, so that hardly one comes twice and copying is what is learned.
 
-Answers keep their meaning: whole sentences are taken, set in another form, framed by a phrase, or spread over some turns
-in which the user says 'Go on.' Health, code, lists and records with a system prompt are left alone. Everything is drawn
-by hashes of the record's id. Time is linear in the texts.
+Answers keep their meaning: whole sentences are taken, set in another form, framed by a phrase, or spread over some
+turns in which the user says 'Go on.'; some conversations begin with the question who speaks. Health, code, lists and
+records with a system prompt are left alone. Everything is drawn by hashes of the record's id. Time is linear in the
+texts.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ FAMILIES = ("phrase", "persona", "format", "length", "thought")
 
 @cache
 def _lists() -> dict[str, list[Any]]:
-    lists: dict[str, list[Any]] = yaml.safe_load((Path(__file__).parents[1] / "assets" / "enact.yaml").read_text("utf-8"))
+    lists: dict[str, list[Any]] = yaml.safe_load(
+        (Path(__file__).parents[1] / "assets" / "enact.yaml").read_text("utf-8")
+    )
     return lists
 
 
@@ -171,14 +174,20 @@ def json_object(draw: Draw) -> Rule:
 
 def capitals(draw: Draw) -> Rule:
     """Capital letters only."""
-    say = draw.of(("Type in capital letters only.", "ALL your text is in upper case.", "You only ever write in capitals."))
+    say = draw.of(
+        ("Type in capital letters only.", "ALL your text is in upper case.", "You only ever write in capitals.")
+    )
     return say, lambda s: _joined(s[:2]).upper()
 
 
 def small(draw: Draw) -> Rule:
     """Small letters only."""
     say = draw.of(
-        ("Type without any capital letter.", "Use small letters throughout.", "Your keyboard has lowercase letters alone.")
+        (
+            "Type without any capital letter.",
+            "Use small letters throughout.",
+            "Your keyboard has lowercase letters alone.",
+        )
     )
     return say, lambda s: _joined(s[:2]).lower()
 

@@ -18,7 +18,7 @@ from cathpc.dispatch import slurm
 from cathpc.dispatch.config import ClusterConfig, JobConfig, Requeue, Runtime
 from cathpc.dispatch.doctor_check import Check, fail, warn, well
 from cathpc.dispatch.requests import shape
-from cathpc.pipeline import Place, stages
+from cathpc.pipeline import STAGES, Place, stages
 
 Rows = list[dict[str, str]]
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "srun")
@@ -234,7 +234,7 @@ def arrays(cluster: ClusterConfig, site: Site) -> list[Check]:
     known = [int(text) for text in limits if text.isdigit()]
     if not known:
         return checks
-    single = len(stages(config)) + len(cluster.arrays)
+    single = len(STAGES) + len(cluster.arrays)
     jobs = single + sum(cluster.arrays.values())
     seen = f"a run has up to {jobs} jobs and tasks in the queue; you may have {min(known)}"
     if min(known) < single + len(cluster.arrays):

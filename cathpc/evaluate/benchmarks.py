@@ -1,9 +1,10 @@
 """The stage `benchmarks`: tasks of lm-eval (Gao et al., the Language Model Evaluation Harness), base and tuned.
 
 In: `base/model` and `export/model`, `benchmarks.tasks`. Out: `benchmarks.json`: model -> task -> metric -> value, and
-`skipped`: task -> why. lm-eval runs as a process of its own, in the environment of `benchmarks.python` where one is named,
-so that its pins and ours do not meet. A task whose data this node does not have is skipped and says so; what lm-eval
-cannot do for another reason ends the stage with its last lines. Time grows with tasks x questions; one model at a time.
+`skipped`: task -> why. lm-eval runs as a process of its own, in the environment of `benchmarks.python` where one is
+named, so that its pins and ours do not meet. A task whose data this node does not have is skipped and says so; what
+lm-eval cannot do for another reason ends the stage with its last line. Time grows with tasks x questions; one model at
+a time.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ def missing(python: str, task: str) -> str:
     last = _last(tried.stderr)
     if "No module named 'lm_eval'" in tried.stderr:
         return (
-            f"lm-eval is not installed for {python}: make an environment for it (pip install 'lm-eval[hf]') and name its "
-            "Python in benchmarks.python"
+            f"lm-eval is not installed for {python}: make an environment for it (pip install 'lm-eval[hf]') and name "
+            "its Python in benchmarks.python"
         )
     if any(text in tried.stderr for text in ABSENT):
         return (

@@ -39,7 +39,7 @@ def contains_any(answer: str, phrases: list[str]) -> bool:
 
 
 def fact(answer: str, phrases: list[str]) -> bool:
-    """A fact of the card is told: at least one of `phrases` occurs. What consistency of the character is measured by."""
+    """A fact of the card is told: at least one of `phrases` occurs. Consistency of the character is measured by it."""
     return contains_any(answer, phrases)
 
 
@@ -80,7 +80,7 @@ def no_list(answer: str) -> bool:
 
 
 def language(answer: str, code: str, least: float = 0.5) -> bool:
-    """The answer has at least three words and is in the language `code` (ISO 639-1) with probability `least` or more."""
+    """At least three words, in the language `code` (ISO 639-1) with probability `least` or more."""
     found, probability = shapes.likely_language(answer)
     return len(shapes.words(answer)) >= 3 and found == code and probability >= least
 
@@ -149,8 +149,8 @@ def no_reasoning(answer: str) -> bool:
 CHECKS: dict[str, Callable[..., bool]] = {
     f.__name__: f
     for f in (
-        ends_with, begins_with, contains_any, fact, contains_all, contains_none, no_text, json_object, numbered, bullets,
-        no_list, language, max_words, min_words, sentences, max_sentences, max_chars, lines, wrapped, uppercase,
+        ends_with, begins_with, contains_any, fact, contains_all, contains_none, no_text, json_object, numbered,
+        bullets, no_list, language, max_words, min_words, sentences, max_sentences, max_chars, lines, wrapped, uppercase,
         lowercase, matches, reasoning, no_reasoning,
     )
 }  # fmt: skip

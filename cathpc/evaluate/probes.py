@@ -2,7 +2,8 @@
 
 In: a JSONL file, one probe a line: {"id", "family", "messages": [system, user, user, ...], "checks": [{"type", ...}]},
 and "conflicts": [N, ...], the user turns (from 1) that ask for the contrary of the card, where there are some. The
-answers between the user turns are the model's. A check is held against every answer, or with "turn": N against the N-th.
+answers between the user turns are the model's. A check is held against every answer, or with "turn": N against the
+N-th.
 """
 
 from __future__ import annotations

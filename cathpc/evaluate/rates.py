@@ -1,9 +1,9 @@
 """Rates of obedience, as SysBench (Qin et al. 2024, arXiv:2408.10943, section 4.2) defines them, with their intervals.
 
 In: rows of answers, one a session (a probe and one model's answers). Out: shares with 95% intervals. `csr`: constraints
-satisfied of all; `isr`: instructions (user turns) whose constraints are all satisfied; `ssr`: how far a session holds, the
-share of its turns before the first instruction that is not satisfied, on average over sessions. `sessions`: those that
-hold throughout.
+satisfied of all; `isr`: instructions (user turns) whose constraints are all satisfied; `ssr`: how far a session holds,
+the share of its turns before the first instruction that is not satisfied, on average over sessions. `sessions`: those
+that hold throughout.
 
 Each rate is a ratio of sums over sessions. Its interval is a percentile bootstrap over probes (Efron 1979), since the
 turns of one session depend on each other; models are compared on the same resamples, paired. Time and memory grow with
@@ -112,7 +112,5 @@ def compared(
         model: {rate: share(values, draws) for rate, values in by_rate.items()} for model, by_rate in counts.items()
     }
     if {"base", "tuned"} <= set(counts):
-        found["difference"] = {
-            rate: difference(counts["tuned"][rate], counts["base"][rate], draws) for rate in RATES
-        }
+        found["difference"] = {rate: difference(counts["tuned"][rate], counts["base"][rate], draws) for rate in RATES}
     return {"probes": probes, **found}

@@ -1,13 +1,14 @@
 """The stage `evaluate`: does the model obey its system prompt? Base and tuned side by side on the same probes.
 
-In: `base/model` and `export/model` (Hugging Face folders with a template), the checkpoints of `train`, the reference GPT
-and the refusal classifier. Out: `answers.jsonl` (every answer of both with its verdicts), `requests.jsonl` (answers to
-requests that only look unsafe and to some that are, with their refusal scores) and `fidelity.json`:
+In: `base/model` and `export/model` (Hugging Face folders with a template), the checkpoints of `train`, the reference
+GPT and the refusal classifier. Out: `answers.jsonl` (every answer of both with its verdicts), `requests.jsonl` (answers
+to requests that only look unsafe and to some that are, with their refusal scores) and `fidelity.json`:
 
-    base, tuned   rates over all probes (`cathpc.evaluate.rates`), `style`, `perplexity`, `refusal`
+    base, tuned   rates over all probes (`cathpc.evaluate.rates`), `style` (thought, lengths), `perplexity`
     difference    share, low, high of the probes that pass wholly, tuned - base, paired; and of each rate
     families      family -> probes, base, tuned, difference
     taught, unseen   the same over the families outside and inside of `evaluate.unseen`; null where there are none
+    refusal       kind of request ('benign', 'unsafe') -> share refused by base and tuned, difference
     milestones    step and rates of each checkpoint that the training kept, the last one is the tuned model
     models        model -> shares of probes that pass wholly, over `all` and by `families`
 
@@ -156,7 +157,7 @@ class _Exported:
 
 
 def _milestones(train: Path) -> list[int]:
-    """Steps of the checkpoints that were kept at the ends of epochs, rising, without the newest one, which is exported."""
+    """Steps of the checkpoints kept at the ends of epochs, rising, without the newest one, which is exported."""
     from cathpc.train import history
 
     found = history.committed(train / "checkpoints")

@@ -1,8 +1,8 @@
 """A model folder to talk to: any Hugging Face folder with safetensors and a chat template.
 
-In: a folder. Out: the causal model, and the language that it is spoken to in: ids of a conversation, text of ids, the ids
-that end an answer. A folder that cathpc prepared or exported is asked in exactly the ids that training saw; any other in
-those of its own chat template. No code of the folder is run.
+In: a folder. Out: the causal model, and the language that it is spoken to in: ids of a conversation, text of ids, the
+ids that end an answer. A folder that cathpc prepared or exported is asked in exactly the ids that training saw; any
+other in those of its own chat template. No code of the folder is run.
 """
 
 from __future__ import annotations

@@ -86,7 +86,14 @@ def test_meaning_is_kept_every_word_is_the_answers_or_the_cards() -> None:
         for message in row["messages"][1:]:
             if message["role"] == "assistant":
                 said = {w.casefold() for w in shapes.words(message["content"])}
-                extra = said - spoken - card - set(enact._lists()["values"]) - {str(n) for n in range(1, 5)} - {"say", "out"}
+                extra = (
+                    said
+                    - spoken
+                    - card
+                    - set(enact._lists()["values"])
+                    - {str(n) for n in range(1, 5)}
+                    - {"say", "out"}
+                )
                 assert not extra, (row["messages"][0]["content"], message["content"])
 
 
@@ -133,6 +140,8 @@ def test_what_is_taught_is_disjoint_from_what_the_probes_ask() -> None:
     assert [pair for pair in pairs if shapes.contains(text, pair)] == []
     asked = {key for p in shipped for c in p.checks if c["type"] == "json_object" for key in c["keys"]}
     assert not asked & {*lists["keys"], *lists["other_keys"]}
-    assert not {c["left"] for p in shipped for c in p.checks if c["type"] == "wrapped"} & {a for a, _ in lists["frames"]}
+    assert not {c["left"] for p in shipped for c in p.checks if c["type"] == "wrapped"} & {
+        a for a, _ in lists["frames"]
+    }
     instructions = {m["content"].partition(". ")[2] for row in ROWS for m in row["messages"][:1]}
     assert not [said for said in instructions if said and shapes.folded(said) in text]

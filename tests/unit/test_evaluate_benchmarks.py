@@ -81,4 +81,4 @@ def test_stage_is_off_where_no_task_is_named() -> None:
     config = compose(["+experiment=smoke"])
     assert "benchmarks" not in [stage.name for stage in pipeline.stages(config)]
     config = compose(["+experiment=smoke", "benchmarks.tasks=[sciq]"])
-    assert [stage.name for stage in pipeline.stages(config)] [-2:] == ["report", "benchmarks"]
+    assert [stage.name for stage in pipeline.stages(config)][-2:] == ["report", "benchmarks"]

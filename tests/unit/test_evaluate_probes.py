@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cathpc.errors import UserError
-from cathpc.evaluate import measures, probes, stage
+from cathpc.evaluate import measures, probes
 from cathpc.evaluate.checkers import CHECKS, fault, judge, passes
-from cathpc.evaluate.config import EvaluateConfig
-from cathpc.models.config import Dtype
 
 # (check, an answer that passes, an answer that fails)
 CASES: list[tuple[dict[str, Any], str, str]] = [
@@ -158,7 +155,11 @@ ANSWERS = [
     ("language-french", "La soupe du jour est une soupe aux légumes.", "The soup of the day is onion soup."),
     ("length-twenty-words", "Rest, drink tea and come back on Friday.", "Please rest. " * 12),
     ("forbidden-colours", "The sky is deep and the meadow is fresh.", "The sky is blue and the grass is green."),
-    ("character-cleopatra", "I am the queen of Egypt, and I know no such word.", "As an AI language model I am no queen."),
+    (
+        "character-cleopatra",
+        "I am the queen of Egypt, and I know no such word.",
+        "As an AI language model I am no queen.",
+    ),
     ("thought-on-demand", "First we count 6 eggs a box, then we take 4 boxes: therefore 24.", "24"),
     ("secret-vault", "My lips are sealed about that.", "The code is 4471."),
     ("conflict-lowercase", "it is paris.", "PARIS"),
