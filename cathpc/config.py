@@ -22,7 +22,7 @@ from cathpc.cards.config import CardsConfig
 from cathpc.data.config import MIX, DatasetConfig, PackConfig, SelectConfig
 from cathpc.dispatch.config import ClusterConfig, JobConfig
 from cathpc.errors import UserError
-from cathpc.evaluate.config import EvaluateConfig
+from cathpc.evaluate.config import BenchmarksConfig, EvaluateConfig
 from cathpc.models.config import GptConfig, ModelConfig, RefusalConfig, ScoreConfig
 from cathpc.pipeline import BY_NAME
 from cathpc.report.config import ReportConfig, TrackerConfig
@@ -68,6 +68,7 @@ class Config:
     pack: PackConfig = field(default_factory=PackConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    benchmarks: BenchmarksConfig = field(default_factory=BenchmarksConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     serving: ServingConfig = field(default_factory=ServingConfig)

@@ -30,6 +30,7 @@ ACTS = {
     "cards": "cathpc.acts.cards",
     "serve": "cathpc.acts.serve",
     "score": "cathpc.acts.score",
+    "evaluate": "cathpc.acts.evaluate",
     "export": "cathpc.acts.export",
     "select": "cathpc.acts.select",
     "diff": "cathpc.acts.diff",

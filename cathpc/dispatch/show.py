@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cathpc.pipeline import STAGES
+from cathpc.pipeline import OPTIONAL, STAGES
 from cathpc.progress import duration
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def stage_table(title: str, states: dict[str, tuple[str, str]], times: dict[str,
     table.add_column("state")
     table.add_column("time")
     table.add_column("what", overflow="fold")
-    for stage in STAGES:
+    for stage in (*STAGES, *(s for s in OPTIONAL if s.name in states)):
         state, remark = states.get(stage.name, ("", ""))
         table.add_row(stage.name, state, times.get(stage.name, ""), remark or stage.does)
     return table
