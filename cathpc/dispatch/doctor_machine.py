@@ -120,9 +120,9 @@ def _hub_token() -> bool:
 
 
 def _wandb_key() -> bool:
-    from cathpc.report.wandb import _has_key
+    from cathpc.tracking.mode import has_key
 
-    return _has_key()
+    return has_key()
 
 
 def keys(config: Config, hub: bool, wandb: bool) -> list[Check]:
