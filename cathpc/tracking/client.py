@@ -118,15 +118,15 @@ class Run:
             self._run.log_artifact(made, aliases=["latest", manifest["fingerprint"]])
 
     def _artifact(self, stage: str, folder: Path, digest: str) -> wandb.Artifact:
-        """The stage's folder by its address; its manifest, which holds the hash of every file, by its content."""
+        """The stage's manifest, which holds the hash of every file, and the address of its folder. No other file is
+        read or listed: a folder that is named as a reference is walked and looked into."""
         import wandb
 
         artifact = wandb.Artifact(
             f"{self._described.experiment}-{stage}",
             type=KINDS.get(stage, "dataset"),
-            metadata={"stage": stage, "fingerprint": folder.name, "digest": digest},
+            metadata={"stage": stage, "fingerprint": folder.name, "digest": digest, "folder": folder.as_uri()},
         )
-        artifact.add_reference(folder.as_uri(), name="folder", checksum=False)
         artifact.add_reference((folder / "manifest.json").as_uri(), name="manifest.json")
         return artifact
 

@@ -202,4 +202,5 @@ _OWN: dict[str, Callable[[Path, Mapping[str, Any], Shown], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "report": _report,
+    "sweep": _report,
 }

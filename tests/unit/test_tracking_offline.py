@@ -123,9 +123,9 @@ def test_what_a_stage_made_is_an_artifact_by_reference(sent: Sent) -> None:
         artifacts = [r.artifact for r in wandb_reader.records(files[stage]) if r.HasField("artifact")]
         (made,) = [a for a in artifacts if a.name == f"demo-{stage}"]
         assert made.type == kind and list(made.aliases) == ["latest", folders[stage].name]
-        addresses = {c.path: c.ref for c in made.manifest.contents}
-        assert addresses["folder"] == folders[stage].as_uri()
-        assert not any(c.local_path for c in made.manifest.contents), "no byte of it is copied"
+        (content,) = made.manifest.contents
+        assert content.ref == (folders[stage] / "manifest.json").as_uri() and not content.local_path, "nothing is copied"
+        assert json.loads(made.metadata)["folder"] == folders[stage].as_uri()
 
 
 def test_files_that_an_offline_run_points_to_are_kept(sent: Sent) -> None:
