@@ -23,7 +23,6 @@ class Server:
         self.summary: dict[str, dict[str, Any]] = {}
         self.finished: set[str] = set()
         self.artifacts: dict[str, dict[str, Any]] = {}
-        self.made: list[tuple[str, str]] = []
         self.used: list[tuple[str, str]] = []
         """Run and artifact."""
         self.asked: list[str] = []
@@ -110,8 +109,6 @@ class Server:
         given = variables["input"]
         name = given["artifactCollectionName"]
         self.artifacts[name] = given
-        if given.get("runName"):  # what a run uses is made without one
-            self.made.append((given["runName"], name))
         artifact = {"id": f"artifact:{name}", "state": "COMMITTED", "artifactSequence": {"latestArtifact": None}}
         return {"createArtifact": {"artifact": artifact}}
 

@@ -49,7 +49,7 @@ class Run:
         """Open it: on the server, which may take `timeout_s`, or in `offline_below/wandb`."""
         import wandb
 
-        self._described, self._online = described, offline_below is None
+        self._online = offline_below is None
         self._scratch = _scratch() if self._online else None
         versions = (described.manifest or {}).get("versions", {"cathpc": __version__})
         self._run = wandb.init(
@@ -105,36 +105,36 @@ class Run:
             self._run.log(media)
         self._run.summary.update(shown.numbers)
 
-    def lineage(self) -> None:
-        """Say what the stage made and from what, as artifacts by reference: their bytes stay where they are."""
+    def lineage(self, described: Described) -> None:
+        """Say what the stage made, if it is finished, and from what, as artifacts by reference: their bytes stay."""
         if self._online:  # offline W&B knows no inputs; the config names them
-            for name, of in self._described.inputs.items():
-                folder = self._described.folder.parents[1] / name / of["fingerprint"]
-                if folder.is_dir():
-                    self._run.use_artifact(self._artifact(name, folder, of["digest"]))
-        manifest = self._described.manifest
-        if manifest:
-            made = self._artifact(self._described.stage, self._described.folder, manifest["digest"])
+            for name, of in described.inputs.items():
+                folder = described.folder.parents[1] / name / of["fingerprint"]
+                if (folder / "manifest.json").is_file():
+                    self._run.use_artifact(_artifact(described, name, folder, of["digest"]))
+        if manifest := described.manifest:
+            made = _artifact(described, described.stage, described.folder, manifest["digest"])
             self._run.log_artifact(made, aliases=["latest", manifest["fingerprint"]])
-
-    def _artifact(self, stage: str, folder: Path, digest: str) -> wandb.Artifact:
-        """The stage's manifest, which holds the hash of every file, and the address of its folder. No other file is
-        read or listed: a folder that is named as a reference is walked and looked into."""
-        import wandb
-
-        artifact = wandb.Artifact(
-            f"{self._described.experiment}-{stage}",
-            type=KINDS.get(stage, "dataset"),
-            metadata={"stage": stage, "fingerprint": folder.name, "digest": digest, "folder": folder.as_uri()},
-        )
-        artifact.add_reference((folder / "manifest.json").as_uri(), name="manifest.json")
-        return artifact
 
     def close(self) -> None:
         """End the run, which waits until all is sent; raises where that takes too long."""
         self._run.finish()
         if self._scratch:
             self._scratch.cleanup()
+
+
+def _artifact(described: Described, stage: str, folder: Path, digest: str) -> wandb.Artifact:
+    """The stage's manifest, which holds the hash of every file, and the address of its folder. No other file is read or
+    listed: a folder that is named as a reference is walked and looked into."""
+    import wandb
+
+    artifact = wandb.Artifact(
+        f"{described.experiment}-{stage}",
+        type=KINDS.get(stage, "dataset"),
+        metadata={"stage": stage, "fingerprint": folder.name, "digest": digest, "folder": folder.as_uri()},
+    )
+    artifact.add_reference((folder / "manifest.json").as_uri(), name="manifest.json")
+    return artifact
 
 
 def drop() -> None:

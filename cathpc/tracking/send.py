@@ -127,7 +127,7 @@ def _once(described: Described, spec: Spec, below: Path | None) -> tuple[int, st
 def _rest(run: Run, described: Described) -> None:
     """What a finished stage has beside steps."""
     run.show(shown(described.stage, described.folder, described.manifest or {}))
-    run.lineage()
+    run.lineage(described)
 
 
 def follow(spec: Spec) -> int:

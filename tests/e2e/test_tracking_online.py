@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cathpc.pipeline import BY_NAME
-from cathpc.store import INPUTS, Place, write_json
+from cathpc.store import INPUTS, Place, read_json, write_json
 from cathpc.tracking import beside, send
 from cathpc.tracking.config import TrackerConfig, WandbMode
 from cathpc.tracking.described import describe
@@ -40,6 +40,7 @@ def reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_BASE_URL", url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "0.5")
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
@@ -70,7 +71,7 @@ class Training:
         self.folder = root / "train" / "0123456789abcdef"
         self.folder.mkdir(parents=True)
         write_json(self.folder / INPUTS, {})
-        self.config = report_fixture.config(mode=WandbMode.online, every_s=0.2, **tracker)
+        self.config = report_fixture.config(mode=WandbMode.online, **{"every_s": 0.2, "wait_s": 300.0} | tracker)
         self.place = Place(BY_NAME["train"], self.folder.name, self.folder, {})
         self.id = describe("demo", "train", self.folder, {}).id
 
@@ -88,8 +89,7 @@ class Training:
 
     def note(self) -> dict[str, Any]:
         """What was noted as sent."""
-        found: dict[str, Any] = json.loads((self.folder / ".tracking" / "note.json").read_text())
-        return found
+        return read_json(self.folder / ".tracking" / "note.json") or {}
 
     def follower(self) -> subprocess.Popen[bytes]:
         """The process beside an attempt."""
@@ -114,14 +114,14 @@ def test_steps_appear_while_the_training_runs_and_the_rest_at_its_end(server: Se
     training = Training(tmp_path)
     with beside.tracked(training.config, training.place):
         training.attempt(0, 5)
-        wait(lambda: training.note()["step"] == 4 if (training.folder / ".tracking" / "note.json").exists() else False)
+        wait(lambda: training.note().get("step") == 4)
         training.attempt(5, 9)
         training.commit()
     assert server.steps(training.id) == list(range(1, 10))
     assert server.summary[training.id]["line"] == "done" and training.id in server.finished
     run = server.runs[training.id]
     assert (run["groupName"], run["jobType"], run["project"]) == ("demo", "train", "cathpc")
-    assert (training.id, "demo-train") in server.made
+    assert server.artifacts["demo-train"]["artifactTypeName"] == "checkpoint"
 
 
 def test_w_and_b_ahead_of_the_checkpoint_gets_every_step_once(server: Server, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_the_sender_ends_when_its_training_is_killed(server: Server, tmp_path: P
 
 def test_a_stage_of_data_is_sent_with_its_lineage(server: Server, tmp_path: Path) -> None:
     folders = report_fixture.build(tmp_path / "store", count=40)
-    config = report_fixture.config(mode=WandbMode.online)
+    config = report_fixture.config(mode=WandbMode.online, wait_s=300.0)
     place = Place(BY_NAME["select"], folders["select"].name, folders["select"], {})
     with beside.tracked(config, place):
         pass
@@ -230,7 +230,7 @@ def test_a_stage_of_data_is_sent_with_its_lineage(server: Server, tmp_path: Path
     (row,) = server.history[described.id]
     assert any(key.startswith("figures/dropped") for key in row)
     assert sorted(name for run, name in server.used if run == described.id) == ["demo-pull", "demo-score"]
-    assert (described.id, "demo-select") in server.made
+    assert server.artifacts["demo-select"]["artifactTypeName"] == "dataset"
     config_sent = server.runs[described.id]["config"]
     assert config_sent["fingerprint"]["value"] == described.folder.name and "select" in config_sent
 
