@@ -25,9 +25,10 @@ from cathpc.errors import UserError
 from cathpc.evaluate.config import BenchmarksConfig, EvaluateConfig
 from cathpc.models.config import GptConfig, ModelConfig, RefusalConfig, ScoreConfig
 from cathpc.pipeline import BY_NAME
-from cathpc.report.config import ReportConfig, TrackerConfig
+from cathpc.report.config import ReportConfig
 from cathpc.schema import speed
 from cathpc.serving.config import ServingConfig
+from cathpc.tracking.config import TrackerConfig
 from cathpc.train.config import TrainConfig
 
 PACKAGE = Path(__file__).parent

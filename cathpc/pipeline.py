@@ -267,9 +267,9 @@ STAGES: tuple[Stage, ...] = (
             "export",
             "evaluate",
         ),
-        config=("report", "tracker"),
-        does="one HTML page and W&B",
-        version=2,
+        config=("report",),
+        does="one HTML page",
+        version=3,
         identity=lambda c: c.name,
     ),
 )

@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cathpc.config import Config
+from cathpc.pipeline import BY_NAME
 from cathpc.record import RECORD_SCHEMA, SCORE_SCHEMA, VERDICT_SCHEMA
-from cathpc.report.config import ReportConfig, TrackerConfig, WandbMode
+from cathpc.report.config import ReportConfig
 from cathpc.schema import identity
+from cathpc.tracking.config import TrackerConfig, WandbMode
 from cathpc.train.metrics import Log
 
 STAGES = (
@@ -69,6 +71,8 @@ def build(root: Path, *, count: int = 400) -> dict[str, Path]:
         manifest = {
             "stage": name,
             "fingerprint": f"{number:016x}",
+            "digest": "d" * 16,
+            "inputs": {i: {"fingerprint": folders[i].name, "digest": "d" * 16} for i in BY_NAME[name].inputs},
             "config": {section: identity(getattr(Config(), section))} if section else {},
             "summary": summaries[name],
             "seconds": 4.0 + 17.0 * number,

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cathpc import terminal
 from cathpc import disk
 from cathpc.config import PathsConfig
 from cathpc.disk import Size
@@ -59,10 +60,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 def show(found: Survey, freed: Freed | None, cache: Path) -> None:
     """Print the table of the stages, what is not needed, and what the file system has left."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    console = terminal.console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("stage")
     for name in ("folders", "needed", "unneeded", "size", "inodes", "to free", "inodes"):

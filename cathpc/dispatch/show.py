@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from cathpc import terminal
 from cathpc.pipeline import OPTIONAL, STAGES
 from cathpc.progress import duration
 
@@ -23,13 +24,13 @@ class Show:
     """Progress of a walk; `console` decides between live bars (a terminal) and lines (a file, a pipe)."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True, emoji=False)
+        self.console = console or terminal.console()
         self.worked = 0
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._began: dict[str, tuple[float, float]] = {}
         self._spoke: dict[str, float] = {}
-        if self.console.is_terminal:
+        if terminal.lively(self.console):
             self._live = Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description:<10}"),

@@ -1,29 +1,8 @@
-"""Config of the report and of tracking."""
+"""Config of the report."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
-
-from cathpc.schema import speed
-
-
-class WandbMode(Enum):
-    """auto: online where a key is present (WANDB_API_KEY or netrc), else offline; WANDB_MODE overrides it."""
-
-    auto = "auto"
-    online = "online"
-    offline = "offline"
-    disabled = "disabled"
-
-
-@dataclass
-class TrackerConfig:
-    """Group `tracker`: where a run is shown; none of it changes what is made."""
-
-    mode: WandbMode = speed(WandbMode.auto)
-    project: str = speed("cathpc")
-    entity: str = speed("")
 
 
 @dataclass
