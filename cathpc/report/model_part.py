@@ -13,10 +13,11 @@ from typing import Any
 from cathpc import __version__
 from cathpc.progress import duration
 from cathpc.record import unit_hash
-from cathpc.report.gather import SAMPLE_SEED, Facts
+from cathpc.report.gather import Facts
 from cathpc.report.html import percent, words
 from cathpc.report.measures import fidelity_rows
 from cathpc.report.picture import Picture
+from cathpc.report.sampling import SAMPLE_SEED
 from cathpc.report.tables import Table, first_user, is_number, label, table
 
 METHODS = (

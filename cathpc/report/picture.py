@@ -24,6 +24,7 @@ class Picture:
     caption: str
     width: int
     height: int
+    title: str = ""
 
 
 def canvas(title: str, height: float) -> Figure:
@@ -46,7 +47,7 @@ def save(figure: Figure, folder: Path, key: str, alt: str, caption: str, *, poin
         os.replace(temporary, folder / f"{key}.{kind}")
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
     embedded = folder / f"{key}.{'png' if points else 'svg'}"
-    return Picture(folder / f"{key}.png", data_uri(embedded), alt, caption, width, height)
+    return Picture(folder / f"{key}.png", data_uri(embedded), alt, caption, width, height, figure.get_suptitle())
 
 
 def panels(figure: Figure, count: int, columns: int) -> list[Axes]:
