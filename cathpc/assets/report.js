@@ -26,17 +26,31 @@
     dress();
   }
 
-  // What has no colour of its own takes the page's; axes and grids read the page's variables at every repaint.
+  // What has no colour of its own takes the page's ink, and a dark page has a lighter blue; axes and grids read the
+  // page's variables at every repaint.
+  const LIGHTER = { "#0072b2": "#55a8e6" };
+  const drawn = new Map();  // model and property -> the colour that it was made with
+  const COLOURS = ["line_color", "fill_color", "text_color", "hatch_color"];
+
   function dress() {
     const ink = getComputedStyle(root).getPropertyValue("--mark").trim();
+    const colour = made => (isDark() && LIGHTER[String(made).toLowerCase()]) || made;
     for (const model of doc._all_models.values()) {
-      if (model.type === "Figure") model.attribution = [];
-      if (!model.tags.includes("ink")) continue;
+      if (!model.glyph && !model.tags.includes("ink")) continue;
+      const spec = Boolean(model.glyph);
       const target = model.glyph ?? model;
-      for (const name of ["line_color", "fill_color", "text_color"]) {
-        if (name in target.properties) target[name] = model.glyph ? { value: ink } : ink;
+      for (const name of COLOURS) {
+        if (!(name in target.properties)) continue;
+        const key = `${target.id} ${name}`;
+        const now = target[name];
+        if (!drawn.has(key)) drawn.set(key, spec && now && typeof now === "object" ? now.value : now);
+        const made = drawn.get(key);
+        if (made === null || made === undefined) continue;
+        const wanted = model.tags.includes("ink") ? ink : colour(made);
+        target[name] = spec ? { value: wanted } : wanted;
       }
     }
+    for (const mark of document.querySelectorAll(".mark")) mark.style.color = colour(mark.dataset.colour);
     for (const view of Object.values(Bokeh.index)) view.request_repaint?.();
   }
 

@@ -18,6 +18,7 @@ import bokeh
 from bokeh.document import Document
 from bokeh.models import (
     BasicTicker,
+    BasicTickFormatter,
     BoxZoomTool,
     ColumnDataSource,
     FixedTicker,
@@ -58,6 +59,13 @@ class Chart:
     caption: str = ""
     stacked: bool = False
     """Panels stand below each other, not side by side."""
+    wide: bool = False
+    """As wide as the page, also where a figure of half its width would have room beside it."""
+
+    @property
+    def full(self) -> bool:
+        """Whether it takes the page's width."""
+        return self.wide or (len(self.panels) > 1 and not self.stacked)
 
 
 def canvas(
@@ -94,9 +102,13 @@ def canvas(
         border_fill_alpha=0.0,
         outline_line_color=None,
         lod_threshold=None,
+        min_border_right=14,
         **options,
     )
     plot.toolbar.logo = None
+    if height < 300:  # small ones have no room for a row of tools: they show while the pointer is over the chart
+        plot.toolbar.autohide = True
+        plot.toolbar_inner = True
     for axis, label in ((plot.xaxis, x), (plot.yaxis, y)):
         axis.axis_label = label or None
         axis.axis_label_text_font_style = "normal"
@@ -136,15 +148,19 @@ def ticks(axis: Any, places: Mapping[float, str]) -> None:
 
 def exponents(axis: Any, count: int = 5) -> None:
     """Small numbers as 2.0e-5."""
-    numbers(axis, "0.0e+0", count)
+    axis.formatter = BasicTickFormatter(precision=1)
+    axis.ticker = BasicTicker(desired_num_ticks=count, num_minor_ticks=0)
 
 
 def decades(axis: Any, low: float, high: float, most: int = 8) -> None:
-    """Ticks of a logarithmic axis from `low` to `high`, at 1, 2 and 5 times powers of ten, as far as they are few."""
+    """Ticks of a logarithmic axis from `low` to `high`: at 1, 2 and 5 times powers of ten, as far as they are few, or
+    at round numbers where none of these lies within."""
     for steps in ((1, 2, 5), (1, 3), (1,)):
         places = [m * 10.0**e for e in range(-9, 13) for m in steps if low <= m * 10.0**e <= high]
         if len(places) <= most:
             break
+    if len(places) < 2:
+        places = sorted({float(f"{low * (high / low) ** share:.2g}") for share in (0.2, 0.5, 0.8)})
     ticks(axis, {place: f"{place:,g}" for place in places})
 
 
@@ -170,10 +186,11 @@ def embed(charts: Mapping[str, Chart]) -> str:
     """
     document = Document(title="report")
     roots: dict[str, str] = {}
-    for key, chart in charts.items():
-        for number, (_, plot) in enumerate(chart.panels):
-            document.add_root(plot)
-            roots[plot.id] = element(key, number)
+    with document.models.freeze():  # else all models are gone through anew after each root
+        for key, chart in charts.items():
+            for number, (_, plot) in enumerate(chart.panels):
+                document.add_root(plot)
+                roots[plot.id] = element(key, number)
     told: Any = document.to_json(deferred=False)
     known: dict[str, str] = {}
     _renumber(told, known)

@@ -35,7 +35,7 @@ def _waterfall(bars: Sequence[Bar]) -> Chart:
         left -= bar.count if bar.taken else 0
         starts.append(left if bar.taken else 0)
         ends.append(starts[-1] + bar.count)
-    plot = charts.canvas(60 + ROW * len(bars), names=names, x="records", x_range=charts.span((0, entered * 1.22)))
+    plot = charts.canvas(60 + ROW * len(bars), names=names, x="records", x_range=charts.span((0, entered * 1.42)))
     texts = [f"−{b.count:,}" if b.taken else f"{b.count:,} ({100 * b.count / entered:.0f}%)" for b in bars]
     texts[0] = f"{bars[0].count:,}"
     drawn = []
@@ -120,7 +120,7 @@ def time(facts: Facts) -> dict[str, Chart]:
     longest = max(seconds, default=1.0)
     unit, word = (3600, "hours") if longest > 3 * 3600 else (60, "minutes") if longest > 180 else (1, "seconds")
     plot = charts.canvas(
-        60 + ROW * len(names), names=names, x=f"time in {word}", x_range=charts.span((0, longest / unit * 1.25 or 1))
+        60 + ROW * len(names), names=names, x=f"time in {word}", x_range=charts.span((0, longest / unit * 1.4 or 1))
     )
     data = charts.source(name=names, value=[s / unit for s in seconds], text=[duration(s) for s in seconds])
     bars = plot.hbar(y="name", right="value", height=0.72, source=data, fill_color=BLUE, line_color=None)

@@ -95,6 +95,7 @@ def population(facts: Facts, source: ColumnDataSource) -> dict[str, Chart]:
             + f". The contours hold {regions()} of all; the dashed vertical line is the refusal cut, the horizontal ones "
             "are the components' cuts for quality. Point at a record to see it, choose it to have it explained; the "
             "names switch their records off and on.",
+            wide=True,
         )
     }  # fmt: skip
     if len(components) > 1 or populations(facts):

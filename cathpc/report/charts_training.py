@@ -150,7 +150,7 @@ def fidelity(facts: Facts) -> dict[str, Chart]:
 
 
 def _milestones(curve: Mapping[str, Sequence[tuple[float, float, float, float]]]) -> Chart:
-    plot = charts.canvas(260, x="global step", y="probes passed", y_range=charts.span((-0.03, 1.03)))
+    plot = charts.canvas(260, x="global step", y="share followed", y_range=charts.span((-0.03, 1.03)))
     keys, drawn = [], []
     for number, (name, points) in enumerate(curve.items()):
         colour = COLOURS[number % 3]

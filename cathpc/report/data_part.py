@@ -83,10 +83,10 @@ def flow(facts: Facts) -> dict[str, Any]:
         ),
         "rejects": table("Rows set aside while reading, by reason", ["reason", *facts.sources, "all"], rejects),
         "nearest": table(
-            "Of the records that each rule dropped, the one that came nearest to passing: `explain`, with its id, "
-            "shows what it says, where it came from and every rule",
+            "Of the records that each rule dropped, the one that came nearest to passing",
             ["rule", "record", "source", "value", "threshold"],
             [[words(rule), *row] for rule, _ in drops if (row := _nearest(facts, rule))],
+            link=1,
         ),
     }
 

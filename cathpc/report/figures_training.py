@@ -79,12 +79,14 @@ def goodput(facts: Facts, folder: Path) -> dict[str, Picture]:
 
 def milestones(facts: Facts) -> dict[str, list[tuple[float, float, float, float]]]:
     """{what was measured: [(step, share, low, high)]} of checkpoints on the way; empty where none was evaluated."""
-    points = []
+    found: dict[str, list[tuple[float, float, float, float]]] = {}
     for row in facts.fidelity.get("milestones") or []:
-        share = row.get("all", row)
-        if "step" in row and {"share", "low", "high"} <= share.keys():
-            points.append((float(row["step"]), float(share["share"]), float(share["low"]), float(share["high"])))
-    return {"all probes": sorted(points)} if points else {}
+        if row.get("step") is None:
+            continue
+        for key, name in (("isr", "instructions"), ("sessions", "whole probes")):
+            if share := (row.get("tuned") or {}).get(key):
+                found.setdefault(name, []).append((float(row["step"]), share["share"], share["low"], share["high"]))
+    return {name: sorted(points) for name, points in found.items()}
 
 
 def milestone_curve(facts: Facts, folder: Path) -> dict[str, Picture]:
@@ -94,14 +96,14 @@ def milestone_curve(facts: Facts, folder: Path) -> dict[str, Picture]:
         return {}
     figure = canvas("Fidelity while training", 3.0)
     series = {name: ([p[0] for p in points], [p[1] for p in points]) for name, points in curve.items()}
-    plots.training_curve(figure.add_subplot(), series, ylabel="probes passed")
+    plots.training_curve(figure.add_subplot(), series, ylabel="share followed")
     said = "; ".join(
-        f"step {step:,.0f}: {percent(share)} ({percent(low)} to {percent(high)})"
-        for points in curve.values()
+        f"{name} at step {step:,.0f}: {percent(share)} ({percent(low)} to {percent(high)})"
+        for name, points in curve.items()
         for step, share, low, high in points
     )
-    caption = f"Share of all probes that checkpoints on the way pass, with 95% intervals: {said}."
-    return {"milestones": save(figure, folder, "milestones", f"Probes passed by milestone: {said}.", caption)}
+    caption = f"What checkpoints on the way follow of the probes, with 95% intervals: {said}."
+    return {"milestones": save(figure, folder, "milestones", f"Share followed by milestone: {said}.", caption)}
 
 
 def fidelity(facts: Facts, folder: Path) -> dict[str, Picture]:
