@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cathpc.report import html, sections
-from cathpc.report.figures import draw
+from cathpc.report.figures import chart, draw
 from cathpc.report.gather import gather
 from cathpc.tracking import shown
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Write the report of the run whose stages lie in `inputs`; raises `DataError` where a file is unreadable."""
-    facts = gather(inputs, examples=config.report.examples)
-    pictures = draw(facts, out / "figures", max_points=config.report.max_points)
-    page = sections.page(facts, pictures, name=config.name, title=config.report.title or config.name)
+    settings = config.report
+    facts = gather(inputs, examples=settings.examples, points=settings.max_points, explained=settings.explained)
+    pictures = draw(facts, out / "figures", max_points=settings.max_points)
+    page = sections.page(facts, pictures, chart(facts), name=config.name, title=settings.title or config.name)
     shown.write(
         out,
         {key: (picture.png, picture.caption) for key, picture in pictures.items()},
