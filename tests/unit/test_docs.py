@@ -244,7 +244,7 @@ SECTION_KEY = re.compile(rf"(?:{'|'.join(keys.SECTIONS)})(?:\.[a-z_0-9]+)+(?==|$
 def test_keys_files_and_modules_that_a_page_names_are_there(page: Path) -> None:
     wrong = []
     for text in quoted(page):
-        if (key := SECTION_KEY.match(text)) and not text.endswith((".json", ".jsonl", ".py", ".yaml", ".parquet")):
+        if (key := SECTION_KEY.match(text)) and not text.endswith((".html", ".json", ".jsonl", ".parquet", ".py", ".yaml")):
             if not known_key(key.group()):
                 wrong.append(f"key {key.group()}")
         path = text.removeprefix("./")
