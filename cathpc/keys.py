@@ -170,7 +170,9 @@ def _does(text: str, hint: Any) -> str:
     if not (isinstance(hint, type) and issubclass(hint, Enum)):
         return text
     said = [f"`{name}`: {one.rstrip('.')}" for name, one in docs(hint).items() if one]
-    return " ".join(filter(None, (text, "; ".join(said) + "." if said else ""))) or _one_line(inspect.getdoc(hint) or "")
+    return " ".join(filter(None, (text, "; ".join(said) + "." if said else ""))) or _one_line(
+        inspect.getdoc(hint) or ""
+    )
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

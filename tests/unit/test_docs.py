@@ -32,9 +32,9 @@ from cathpc.pipeline import BY_NAME
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"sh", "text", "yaml", "json", "jsonl", "python", "jinja", "math"}
-OTHERS = set(
-    ". apptainer cat cd cp curl exit gh git grep hf less ls mkdir module pip python rm rsync sacct scancel scontrol sinfo "
-    "squeue ssh sudo tail wandb".split()
+OTHERS = frozenset(
+    """. apptainer cat cd cp curl exit gh git grep hf less ls mkdir module pip python rm rsync sacct scancel scontrol sinfo
+    squeue ssh sudo tail wandb""".split()
 )
 """Programs beside cathpc's own that a line of a page may start with."""
 
@@ -122,7 +122,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = told(block)
         if name:
             file = folder / name
-            assert not file.exists() or file.read_text("utf-8") == block.text, f"{block.page}:{block.line}: two versions"
+            assert not file.exists() or file.read_text("utf-8") == block.text, (
+                f"{block.page}:{block.line}: two versions"
+            )
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.text, "utf-8")
     return folder
@@ -140,14 +142,12 @@ def dry_run(argv: list[str]) -> None:
     overrides = list(arguments.overrides)
     if name in ("drill", "doctor"):
         overrides = overrides if any("experiment=" in o for o in overrides) else ["+experiment=smoke", *overrides]
-    elif name == "compare":
-        overrides += [word for word in arguments.runs if "=" in word]
-    elif name == "diff":
+    elif name in ("compare", "diff"):
         overrides += [word for word in arguments.runs if "=" in word]
     grid = expand(overrides) if name == "compare" or getattr(arguments, "multirun", False) else [overrides]
-    for one in grid:
+    for one in {tuple(grid[0]), tuple(grid[-1])}:  # its ends have the extremes of every axis
         if any("experiment=" in o for o in one):
-            composed(tuple(one))
+            composed(one)
         elif one:
             raise UserError(f"{name}: overrides without an experiment: {one}")
 
@@ -157,7 +157,7 @@ def test_every_command_of_cathpc_parses_and_composes(
     argv: tuple[str, ...], place: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workplace)
-    if argv and argv[-1] == "--help" or argv == ("--version",):
+    if argv[-1:] == ("--help",) or argv == ("--version",):
         with pytest.raises(SystemExit) as ended:
             acts.pick(list(argv))
         assert ended.value.code == 0, place
@@ -237,23 +237,27 @@ def known_key(key: str) -> bool:
     return True
 
 
+FILES = (".html", ".json", ".jsonl", ".parquet", ".py", ".yaml")
 SECTION_KEY = re.compile(rf"(?:{'|'.join(keys.SECTIONS)})(?:\.[a-z_0-9]+)+(?==|$)")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_keys_files_and_modules_that_a_page_names_are_there(page: Path) -> None:
-    wrong = []
-    for text in quoted(page):
-        if (key := SECTION_KEY.match(text)) and not text.endswith((".html", ".json", ".jsonl", ".parquet", ".py", ".yaml")):
-            if not known_key(key.group()):
-                wrong.append(f"key {key.group()}")
-        path = text.removeprefix("./")
-        if re.fullmatch(r"(?:cathpc|conf|docs|tests|slurm)/[\w./-]*", path) and "NAME" not in path and "mysite" not in path:
-            if not (ROOT / path).exists() and not _told(path):
-                wrong.append(f"file {path}")
-        if re.fullmatch(r"(?:cathpc|tests)(?:\.[a-z_0-9]+)+", text) and not (module(text) or module(text.rpartition(".")[0])):
-            wrong.append(f"module {text}")
+    wrong = [fault for text in quoted(page) if (fault := missing(text))]
     assert not wrong, wrong
+
+
+def missing(text: str) -> str:
+    """What is wrong with a key, a file or a module that stands between backticks; '' where it is there, or none."""
+    key = None if text.endswith(FILES) else SECTION_KEY.match(text)
+    if key and not known_key(key.group()):
+        return f"key {key.group()}"
+    path = text.removeprefix("./")
+    if re.fullmatch(r"(?:cathpc|conf|docs|tests|slurm)/[\w./-]*", path) and not re.search("NAME|mysite", path):
+        return "" if (ROOT / path).exists() or _told(path) else f"file {path}"
+    if re.fullmatch(r"(?:cathpc|tests)(?:\.[a-z_0-9]+)+", text):
+        return "" if module(text) or module(text.rpartition(".")[0]) else f"module {text}"
+    return ""
 
 
 def _told(path: str) -> bool:
