@@ -32,10 +32,7 @@ from cathpc.pipeline import BY_NAME
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"sh", "text", "yaml", "json", "jsonl", "python", "jinja", "math"}
-OTHERS = frozenset(
-    """. apptainer cat cd cp curl exit gh git grep hf less ls mkdir module pip python rm rsync sacct scancel scontrol sinfo
-    squeue ssh sudo tail wandb""".split()
-)
+OTHERS = {".", "apptainer", "cd", "cp", "curl", "exit", "git", "grep", "hf", "mkdir", "pip", "tail", "wandb"}
 """Programs beside cathpc's own that a line of a page may start with."""
 
 
