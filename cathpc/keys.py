@@ -59,6 +59,14 @@ HOW_COUNTED = {
     "train.ranks_per_node": "by the number of ranks",
 }
 
+COMMON = {
+    "dtype": "Floating-point type of weights and activations.",
+    "max_new_tokens": "Most tokens that are written at once.",
+    "seed": "Of every random choice of this section.",
+    "temperature": "Of the sampling; 0 takes the likeliest token.",
+}
+"""What a key of this name means wherever it stands, unless its own docstring says more."""
+
 
 @dataclass(frozen=True)
 class Key:
@@ -116,7 +124,7 @@ def _keys(schema: type, where: str, stages: str) -> Iterator[Key]:
     for field in dataclasses.fields(schema):
         path, hint = f"{where}.{field.name}".lstrip("."), hints[field.name]
         inside = stages if field.metadata.get("identity", True) else ""
-        does = texts[field.name]
+        does = texts[field.name] or COMMON.get(field.name, "")
         nested = _nested(hint)
         if nested is not None:
             of, name = nested

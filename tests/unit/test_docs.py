@@ -305,6 +305,11 @@ def test_the_page_of_keys_is_that_of_the_schema() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text("utf-8") == keys.page(), "it is stale: make docs"
 
 
+def test_every_key_says_what_it_does() -> None:
+    silent = [key.path for section in keys.SECTIONS for key in keys.keys(section) if not key.does]
+    assert not silent, f"write a docstring below: {silent}"
+
+
 def test_what_a_key_redoes_is_what_its_change_redoes() -> None:
     """Of keys of different kinds: those of one stage, of two, of none, and those that count by something else."""
     from cathpc.schema import identity
