@@ -161,6 +161,11 @@ def _top() -> Iterator[Key]:
             yield Key(field.name, kind, _default(field), _redoes(field.name, ""), texts[field.name])
 
 
+def _not_none(hint: Any) -> Any:
+    """What `hint` is beside None."""
+    return next(one for one in get_args(hint) if one is not type(None)) if type(None) in get_args(hint) else hint
+
+
 def _type(hint: Any) -> str:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return " or ".join(f"`{member.name}`" for member in hint)
@@ -169,12 +174,13 @@ def _type(hint: Any) -> str:
     if get_origin(hint) is dict:
         return f"mapping to {_type(get_args(hint)[1])}"
     if type(None) in get_args(hint):
-        return f"{_type(next(a for a in get_args(hint) if a is not type(None)))} or `null`"
+        return f"{_type(_not_none(hint))} or `null`"
     return {"str": "text", "int": "integer", "float": "number", "bool": "`true` or `false`"}[hint.__name__]
 
 
 def _does(text: str, hint: Any) -> str:
     """What a key does: its own docstring, and those of an Enum's members; the Enum's where there is nothing else."""
+    hint = _not_none(hint)
     if not (isinstance(hint, type) and issubclass(hint, Enum)):
         return text
     said = [f"`{name}`: {one.rstrip('.')}" for name, one in docs(hint).items() if one]
