@@ -189,6 +189,24 @@ def test_every_block_has_a_language_and_is_well_formed(block: Block) -> None:
         assert checked.returncode == 0, checked.stderr
 
 
+def test_lines_of_json_are_what_their_readers_take(tmp_path: Path) -> None:
+    from cathpc.evaluate import probes
+    from cathpc.models.refusal_rows import examples
+
+    seen = set()
+    for block in (b for b in BLOCKS if b.language == "jsonl"):
+        file = tmp_path / f"{len(seen)}.jsonl"
+        file.write_text(block.text, "utf-8")
+        first = json.loads(block.text.splitlines()[0])
+        if "checks" in first:
+            assert probes.read(file), block
+            seen.add("probes")
+        elif "refuses" in first:
+            assert examples(str(file))[0], block
+            seen.add("examples")
+    assert seen == {"probes", "examples"}
+
+
 def test_other_commands_are_known_make_targets_scripts_and_modules_are_there() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
     loader = importlib.machinery.SourceFileLoader("devcluster", str(ROOT / "slurm" / "devcluster"))
