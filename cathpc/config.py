@@ -267,6 +267,10 @@ def _explain(error: Exception) -> str:
     overridden = re.search(r"Could not override '([^']+)'", whole)
     full_key = re.search(r"full_key: (\S+)", whole)
     unknown = re.search(r"Key '([^']+)' (?:is )?not in", whole)
+    if (file := re.search(r"In '(experiment/[^']+)'", whole)) and "@experiment." in whole:
+        return (
+            f"conf/{file.group(1)}.yaml: its first line must be '# @package _global_', for it sets values of all groups"
+        )
     if unknown or (overridden and "not in struct" in whole):
         keys = [found.group(1) for found in (overridden, full_key) if found]
         return _locate(max(keys, key=len, default=""), whole)  # select.quotas={x: 1} is select.quotas, then ...x

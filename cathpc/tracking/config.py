@@ -22,7 +22,9 @@ class TrackerConfig:
     """Group `tracker`: where a run is shown; none of it changes what is made."""
 
     mode: WandbMode = speed(WandbMode.auto)
+    """Whether and how W&B is used."""
     project: str = speed("cathpc")
+    """W&B's project."""
     entity: str = speed("")
     """Team or user; '' is the key's own."""
     every_s: float = speed(10.0)
