@@ -397,6 +397,20 @@ def test_each_message_of_the_page_of_troubles_is_one_of_cathpc(message: str) -> 
     assert any(pattern.search(text) for text in said()), "no text in cathpc/ reads so"
 
 
+def test_the_tables_of_checks_and_rules_are_those_of_the_code() -> None:
+    from cathpc.cards import verify
+    from cathpc.data import filters
+    from cathpc.evaluate import checkers
+
+    scores, evaluation = ((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("scores", "evaluation"))
+    cards, selection = (scores[scores.index(f"## {name}") :] for name in ("Cards", "Selection"))
+    assert re.findall(r"^\| `(\w+)` \|", cards.partition("\n\nFor cards")[0], re.M) == list(verify.CHECKS)
+    rules = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", selection.partition("### Quality")[0], re.M)
+    assert re.findall(r"`(\w+)`", " ".join(rules)) == list(filters.NAMES)
+    told = {name for cell in re.findall(r"[^|\n]+", evaluation) for name in re.findall(r"`(\w+)`", cell)}
+    assert set(checkers.CHECKS) <= told, set(checkers.CHECKS) - told
+
+
 def test_the_exit_codes_of_the_operations_page_are_those_of_the_code() -> None:
     page = (ROOT / "docs" / "operations.md").read_text("utf-8")
     table = page[page.index("## Exit codes") :]
