@@ -88,7 +88,7 @@ def shown(row: Row, outcome: Outcome) -> str:
 
 
 def estimate(config: Config, outcomes: list[Outcome], total: int) -> str:
-    """Verdicts, and what all `total` records would take by the mean of these: tokens, hours on one such machine, cost."""
+    """Verdicts, and what all `total` records would take by the mean of these: tokens, hours on such a machine, cost."""
     cards = config.cards
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(o.verdict for o in outcomes).most_common())
     lines = [f"{len(outcomes)} of {total:,} records: {verdicts}"]

@@ -100,7 +100,7 @@ class CardsConfig:
     """How much less likely a token gets that the card has already; 1 is off."""
     dtype: Dtype = Dtype.bfloat16
     seed: int = 0
-    batch_size: int = speed(16)
+    batch_size: int = speed(32)
     """Cards written at once. The draws do not depend on it; in bfloat16 the last bits of the logits may."""
 
     @property

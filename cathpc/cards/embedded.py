@@ -20,11 +20,13 @@ from cathpc.cards.config import CardForm, CardsConfig, Mode
 from cathpc.cards.form import LABELS, STARTS, Steps
 from cathpc.cards.writer import Draft, Task, TooLong
 from cathpc.errors import UserError
-from cathpc.evaluate import generate
+from cathpc.evaluate import generate, prefix
 from cathpc.models.source import prepare
 from cathpc.models.template import Template
 from cathpc.record import Message
 
+KEPT_PREFIXES = 8
+"""Beginnings of prompts whose keys and values are kept beside the newest one."""
 BEGINNINGS = {Mode.summarise: "You are"}
 """What a text of this mode begins with."""
 
@@ -38,6 +40,7 @@ class TransformersWriter:
         from transformers import AutoConfig
 
         self._config = config
+        self._prefixes: dict[tuple[int, ...], prefix.Prefix] = {}
         self.folder = prepare(config.model, config.template, cache)
         self.template = Template.load(self.folder)
         self._window = generate.window(AutoConfig.from_pretrained(self.folder))
@@ -99,15 +102,44 @@ class TransformersWriter:
 
     def write(self, tasks: list[Task]) -> Iterator[list[Draft]]:
         """The drafts of `tasks`, a batch at a time, in an order of the writer's own."""
-        groups: dict[tuple[str, str], list[Task]] = {}
+        modes: dict[Mode, list[Task]] = {}
         for task in tasks:
-            groups.setdefault((task.mode.value, examples.family(task.component)), []).append(task)
-        for group in groups.values():
-            group.sort(key=lambda t: (-len(t.ids), t.id))  # the largest batch first: it fails at once or never
+            modes.setdefault(task.mode, []).append(task)
+        for group in modes.values():
+            prefixes = self._beginnings(group)
+            # What is the model's own to read, longest first: the largest batch fails at once or never.
+            group.sort(
+                key=lambda t: (len(prefixes[t.key].ids) - len(t.ids) if t.key in prefixes else -len(t.ids), t.id)
+            )
             for start in range(0, len(group), self._config.batch_size):
-                yield self._batch(group[start : start + self._config.batch_size])
+                batch = group[start : start + self._config.batch_size]
+                batch.sort(key=lambda t: (examples.family(t.component), len(t.asked)))
+                yield self._batch(batch, [prefixes[t.key] for t in batch] if prefixes else None)
 
-    def _batch(self, batch: list[Task]) -> list[Draft]:
+    def _beginnings(self, group: list[Task]) -> dict[str, prefix.Prefix]:
+        """What the prompts of each family begin with, run once; {} where a prompt has no such beginning."""
+        families: dict[tuple[str, int], list[Task]] = {}
+        for task in group:
+            families.setdefault((examples.family(task.component), len(task.asked)), []).append(task)
+        found: dict[str, prefix.Prefix] = {}
+        for family in families.values() if prefix.possible(self._model) else ():
+            length = generate.shared_prefix([list(t.ids) for t in family])
+            if not length and len(family) == 1:
+                length = len(family[0].ids) // 2
+            if not length:
+                return {}
+            found |= dict.fromkeys((t.key for t in family), self._run(family[0].ids[:length]))
+        return found
+
+    def _run(self, ids: tuple[int, ...]) -> prefix.Prefix:
+        if ids not in self._prefixes:
+            self._prefixes = {
+                **dict(list(self._prefixes.items())[-KEPT_PREFIXES:]),
+                ids: prefix.run(self._model, list(ids)),
+            }
+        return self._prefixes[ids]
+
+    def _batch(self, batch: list[Task], prefixes: list[prefix.Prefix] | None) -> list[Draft]:
         config, model, begun = self._config, self._model, time.monotonic()
         steps = self._steps([t.name for t in batch]) if self._led(batch[0].mode) else None
         written = generate.generate(
@@ -122,6 +154,7 @@ class TransformersWriter:
             unpenalised=steps.unpenalised if steps else frozenset(),
             seeds=[f"{config.seed}/{t.id}/{t.attempt}" for t in batch],
             steer=steps.steer if steps else None,
+            prefixes=prefixes,
         )
         seconds = (time.monotonic() - begun) / len(batch)
         drafts = []
