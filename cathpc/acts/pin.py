@@ -49,7 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
 def hub_ids(config: Config) -> list[tuple[str, str]]:
     """(kind, Hub id) of every repository that an experiment uses; kind is 'dataset' or 'model'."""
     found = [("dataset", source.hub) for source in config.dataset.sources.values() if source.hub]
-    models = (config.model.base, config.gpt.base, config.refusal.base, config.cards.model)
+    models = (config.model.base, config.gpt.base, config.refusal.base, *config.cards.models)
     found += [("model", name) for name in models if name and is_hub_id(name)]
     return list(dict.fromkeys(found))
 

@@ -12,11 +12,15 @@ from typing import Any
 from cathpc.cards.rules import Rule
 from cathpc.errors import UserError
 
-TEMPLATE = Path(__file__).parents[1] / "assets" / "card.j2"
-"""The template that ships with cathpc."""
+PACKAGE = Path(__file__).parents[1]
+TEMPLATE = (PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent) / "conf" / "cards" / "card.j2"
+"""The template that ships with cathpc: in a wheel inside the package, in a checkout beside it."""
 
 MAX_FIELD_CHARS = 240
 MAX_PEOPLE = 4
+
+USER = "the user"
+"""Name of the person whom the first one talks to."""
 
 PLAIN = {
     "health": "You are a doctor who answers patients' questions in writing.",
@@ -37,6 +41,8 @@ class Person:
     personality: str = ""
     relation: str = ""
     """To the first person, or of the first person to the user."""
+    invented: bool = False
+    """Whether the record does not know them."""
 
 
 @dataclass
@@ -48,16 +54,27 @@ class Card:
     people: list[Person] = field(default_factory=list)
     rules: list[Rule] = field(default_factory=list)
     persona: str = ""
+    place_invented: bool = False
+    """Whether the record does not name the place."""
+    style: list[str] = field(default_factory=list)
+    """What the writer says of how the person answers; `rules` are what a program says."""
 
     def to_json(self) -> dict[str, Any]:
         """The card as plain data."""
         return {
             "place": self.place,
+            "place_invented": self.place_invented,
             "time": self.time,
             "people": [asdict(p) for p in self.people],
+            "style": self.style,
             "rules": [r.to_json() for r in self.rules],
             "persona": self.persona,
         }
+
+
+def texts_of(person: Person) -> dict[str, str]:
+    """The fields of a person that hold text."""
+    return {key: value for key, value in asdict(person).items() if isinstance(value, str)}
 
 
 def plain(component: str, rules: list[Rule]) -> Card:
@@ -76,9 +93,10 @@ def problems(card: Card) -> list[str]:
     for number, person in enumerate(card.people, 1):
         if not person.name:
             found.append(f"person {number} has no name")
-        texts |= {f"{key} of person {number}": value for key, value in asdict(person).items()}
+        texts |= {f"{key} of person {number}": text for key, text in texts_of(person).items()}
+    texts |= {f"style {number}": text for number, text in enumerate(card.style, 1)}
     for what, value in texts.items():
-        if "\n" in value or value != value.strip():
+        if "\n" in value or "\r" in value or value != value.strip():
             found.append(f"{what} is not one trimmed line")
         if len(value) > MAX_FIELD_CHARS:
             found.append(f"{what} has {len(value)} characters, {MAX_FIELD_CHARS} at most")
@@ -107,7 +125,9 @@ class Layout:
         except TemplateError as error:
             raise UserError(f"{path}: line {getattr(error, 'lineno', '?')}: not a Jinja template: {error}") from None
         rule = Rule("no_exclamation")
-        self.render(Card("a place", "a time", [Person("A", "b", "c", "d", "e"), Person("F")], [rule]))
+        user = Person(USER, "g")
+        people = [Person("A", "b", "c", "d", "e"), user, Person("F")]
+        self.render(Card("a place", "a time", people, [rule], style=["briefly"]))
         self.render(plain("general", [rule]))
 
     def render(self, card: Card) -> str:
@@ -119,11 +139,12 @@ class Layout:
                 people=[asdict(p) for p in card.people],
                 persona=card.persona,
                 rules=[r.sentence for r in card.rules],
+                style=card.style,
             )
         except self._error as error:
             raise UserError(
-                f"{self._path}: {error}; a card has place, time, persona, rules and people (name, role, appearance, "
-                "personality, relation)"
+                f"{self._path}: {error}; a card has place, time, persona, style, rules and people (name, role, "
+                "appearance, personality, relation, invented)"
             ) from None
         lines = [line.rstrip() for line in text.strip().splitlines()]
         return "\n".join(line for at, line in enumerate(lines) if line or lines[at - 1])

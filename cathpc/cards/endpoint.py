@@ -27,8 +27,8 @@ from typing import Any
 
 import openai
 
-from cathpc.cards import prompt
-from cathpc.cards.config import CardsConfig, Mode
+from cathpc.cards import form, prompt
+from cathpc.cards.config import CardForm, CardsConfig, Mode
 from cathpc.cards.writer import Draft, Task
 from cathpc.errors import CathpcError, TryAgainError, UserError
 from cathpc.record import Message
@@ -67,7 +67,7 @@ class OpenAIWriter:
         self._cache, self._serving = cache, serving or ServingConfig()
         self._model = self._asked_of.model or config.model
         sampling = [config.temperature, config.max_new_tokens, config.seed]
-        self._identity = ["openai", self._model, config.model, *sampling, prompt.LABELS]
+        self._identity = ["openai", self._model, config.model, *sampling, config.form.value, form.LABELS]
         name = hashlib.sha256(json.dumps(self._identity).encode()).hexdigest()[:16]
         prices = self._asked_of.usd_per_million_input, self._asked_of.usd_per_million_output
         self._budget = Budget(cache.absolute() / "spent" / name, self._asked_of.budget_usd, *prices)
@@ -102,12 +102,14 @@ class OpenAIWriter:
         self, record_id: str, messages: list[Message], component: str, attempt: int, mode: Mode = Mode.write
     ) -> Task:
         """The task for one record."""
-        asked = prompt.build(messages, component)
-        if mode is Mode.write:
+        config = self._config
+        asked = prompt.build(messages, component, mode=mode, kind=config.form, chars=config.quote_chars)
+        if mode is Mode.write and config.form is CardForm.labels:
             asked = as_json(asked)
         content = json.dumps([*self._identity, record_id, component, attempt, mode.name, asked])
         key = hashlib.sha256(content.encode()).hexdigest()
-        return Task(record_id, component, attempt, key, mode, tuple(asked))
+        name = prompt.given(messages, component).name if mode is Mode.write else ""
+        return Task(record_id, component, attempt, key, mode, tuple(asked), name)
 
     def write(self, tasks: list[Task]) -> Iterator[list[Draft]]:
         """The drafts of `tasks` as they come.
@@ -235,10 +237,10 @@ class _Asking:
                 self._down, self._writer._answered = None, self._writer._answered + 1
                 if constrained != self._writer._constrained and task.mode is Mode.write:
                     self._learn(constrained)
-                form = as_form(text) if task.mode is Mode.write else text.strip()
+                filled = as_form(text, self._config.form) if task.mode is Mode.write else text.strip()
                 own += 1
-                if form or own > self._writer._asked_of.retries:
-                    return _Reply(Draft(task.key, task.id, task.attempt, form or text, tokens, 0.0))
+                if filled or own > self._writer._asked_of.retries:
+                    return _Reply(Draft(task.key, task.id, task.attempt, filled or text, tokens, 0.0))
                 answered = self._writer._answered
                 continue
             # A fault of the server, or of the text: of the text where others are answered meanwhile.
@@ -260,7 +262,7 @@ class _Asking:
                 f"{most:.4f}. What is written is kept; raise the budget and the same command goes on"
             )
         cost = 0.0
-        extra: dict[str, Any] = {"response_format": _FORMAT} if constrained else {}
+        extra: dict[str, Any] = {"response_format": _format(config.form)} if constrained else {}
         try:
             answer = await self._api().chat.completions.create(
                 model=self._endpoint.model,
@@ -345,22 +347,19 @@ class _Asking:
 
 
 def _names() -> list[str]:
-    return [label.rstrip(":") for label in prompt.LABELS]
+    return [label.rstrip(":") for label in form.LABELS]
 
 
-_FORMAT = {
-    "type": "json_schema",
-    "json_schema": {
-        "name": "card",
-        "strict": True,
-        "schema": {
-            "type": "object",
-            "properties": {name: {"type": "string"} for name in _names()},
-            "required": _names(),
-            "additionalProperties": False,
-        },
-    },
-}
+def _format(kind: CardForm) -> dict[str, Any]:
+    """What an endpoint is told of the answer's form: the JSON Schema of a card, or of the labels' lines."""
+    lines = {
+        "type": "object",
+        "properties": {name: {"type": "string"} for name in _names()},
+        "required": _names(),
+        "additionalProperties": False,
+    }
+    schema = form.schema() if kind is CardForm.json else lines
+    return {"type": "json_schema", "json_schema": {"name": "card", "strict": True, "schema": schema}}
 
 
 def as_json(asked: list[Message]) -> list[Message]:
@@ -369,18 +368,24 @@ def as_json(asked: list[Message]) -> list[Message]:
     for message in asked:
         content = message["content"]
         if message["role"] == "assistant":
-            content = json.dumps(prompt.parse(content), ensure_ascii=False)
+            content = json.dumps(form.lines(content), ensure_ascii=False)
         elif message["role"] == "system":
             content = f"{content}\n{AS_JSON}{', '.join(_names())}."
         turned.append({"role": message["role"], "content": content})
     return turned
 
 
-def as_form(text: str) -> str:
-    """The lines of a form from an answer: a JSON object, perhaps fenced or among words, or the lines themselves; ''
-    where it is neither or a line of the form is missing."""
+def as_form(text: str, kind: CardForm = CardForm.labels) -> str:
+    """The card's form from an answer: its JSON object, perhaps fenced or among words, or its lines; '' where it is
+    neither or something of the form is missing."""
     start, end = text.find("{"), text.rfind("}")
-    fields: dict[str, Any] = prompt.parse(text)
+    if kind is CardForm.json:
+        try:
+            form.read(text[start : end + 1], kind, [])
+        except form.Malformed:
+            return ""
+        return text[start : end + 1]
+    fields: dict[str, Any] = form.lines(text)
     if 0 <= start < end:
         try:
             found = json.loads(text[start : end + 1])

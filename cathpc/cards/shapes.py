@@ -130,7 +130,12 @@ def _identifier() -> Any:
 
 def language(text: str) -> str:
     """ISO 639-1 code of the language that `text` is most likely written in; '' where there are no words."""
+    return likely_language(text)[0]
+
+
+def likely_language(text: str) -> tuple[str, float]:
+    """The most likely language of `text` and its probability."""
     if not words(text):
-        return ""
-    code, _ = _identifier().classify(text)
-    return str(code)
+        return "", 0.0
+    code, probability = _identifier().classify(text)
+    return str(code), float(probability)

@@ -1,10 +1,10 @@
 """The stage `cards`: every kept record gets a system card that its answers obey, a shard of records at a time.
 
-In: `select/kept.parquet`. Out: `carded.parquet` (the same records, in order, with a system message), `cards.jsonl` (one
-row a record: verdict, card, rules, checks, attempts) and `cache/drafts-NNNNN.jsonl`. A record with a system prompt of
-its own keeps it as the card's persona ('given'); another gets the first written card that passes its checks
-('verified'), else a card without a scene ('plain'). Shard i holds the records from i x `cards.shard_records` on, and
-leaves its rows in `parts` until all are done. Memory grows with a shard, time with the cards that have to be written.
+In: `select/kept.parquet`. Out: `carded.parquet` (the same records, in order, with a system message; without those whose
+verdict is 'dropped'), `cards.jsonl` (one row a record: verdict, card, rules, checks, attempts) and
+`cache/drafts-NNNNN.jsonl`. How a record comes to its card stands in `cathpc.cards.rounds`. Shard i holds the records
+from i x `cards.shard_records` on, and leaves its rows in `parts` until all are done. Memory grows with a shard, time
+with the cards that have to be written.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,41 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cathpc.broken import Broken, Child, among, bisect
-from cathpc.cards import card, prompt, verify
-from cathpc.cards.rules import Rule, extract
-from cathpc.progress import counter
+from cathpc.cards.rounds import Outcome, Row, carder, layout_of, ready, unwritten
 from cathpc.record import RECORD_SCHEMA
 from cathpc.shards import clear_failed, complete, each, forget, is_done, whole
 
 if TYPE_CHECKING:
-    from cathpc.cards.cache import Drafts
-    from cathpc.cards.config import CardsConfig
-    from cathpc.cards.writer import Writer
     from cathpc.config import Config
-    from cathpc.serving.config import ServingConfig
 
 CRASH = "crash"
 """The check that a record fails with which writing or checking a card raises."""
-
-Row = dict[str, Any]
-
-
-@dataclass
-class Outcome:
-    """What becomes of one record."""
-
-    verdict: str
-    card: card.Card
-    text: str = ""
-    """The card as a system message."""
-    checks: dict[str, str] = field(default_factory=dict)
-    """Of the last card that was written for it: check -> '' or what was seen."""
-    attempts: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    """What its written cards cost."""
-    refused: list[str] = field(default_factory=list)
-    """The check that refused each written card."""
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -74,16 +47,16 @@ def work(config: Config, inputs: dict[str, Path], out: Path, shards: Sequence[in
     """Card the records of these shards, those already done left alone."""
     cards, source = config.cards, pq.ParquetFile(_kept(inputs))
     cache, size = Path(config.paths.cache), cards.shard_records
-    layout = _layout(cards)
+    layout = layout_of(cards)
     _forget_lost(out, shards)
     (out / "parts").mkdir(exist_ok=True)
     rows = {n: min(size, source.metadata.num_rows - n * size) for n in shards}
     total, before = sum(rows.values()), sum(rows[n] for n in shards if is_done(out, n))
-    loaded: list[Writer] = []
+    loaded: list[Any] = []
 
-    def ready() -> None:
+    def load() -> None:
         if cards.writes:
-            loaded.append(_writer(cards, cache, config.serving))
+            loaded.extend(ready(cards, cache, config.serving))
 
     def one(shard: int, careful: bool) -> dict[str, Any]:
         nonlocal before
@@ -96,12 +69,13 @@ def work(config: Config, inputs: dict[str, Path], out: Path, shards: Sequence[in
             results = bisect(records, carder(*job, *loaded))
         broken = {b.row["id"]: b.error for b in among(results)}
         outcomes = [
-            _unwritten(r.row, [], layout, checks={CRASH: r.error}, refused=[CRASH]) if isinstance(r, Broken) else r
+            unwritten(r.row, [], layout, checks={CRASH: r.error}, refused=[CRASH]) if isinstance(r, Broken) else r
             for r in results
         ]
         parquet, listing = _parts(out, shard)
         with whole(parquet) as file:
-            table = [_carded(row, outcome) for row, outcome in zip(records, outcomes, strict=True)]
+            pairs = zip(records, outcomes, strict=True)
+            table = [_carded(row, outcome) for row, outcome in pairs if outcome.verdict != "dropped"]
             pq.write_table(pa.Table.from_pylist(table, RECORD_SCHEMA), file)
         with whole(listing) as file:
             for row, outcome in zip(records, outcomes, strict=True):
@@ -111,13 +85,15 @@ def work(config: Config, inputs: dict[str, Path], out: Path, shards: Sequence[in
             "records": len(records),
             "verdicts": Counter(o.verdict for o in outcomes),
             "rules": Counter(r.name for o in outcomes for r in o.card.rules),
+            "because": Counter(_because(o) for o in outcomes if o.verdict in ("plain", "dropped") and o.checks),
+            "paraphrased": sum(bool(o.answer) for o in outcomes),
             "tokens": sum(o.tokens for o in outcomes),
             "writing_s": sum(o.seconds for o in outcomes),
             "refused": Counter(name for o in outcomes for name in o.refused),
             "broken": broken,
         }
 
-    each(out, shards, one, ready)
+    each(out, shards, one, load)
 
 
 def finish(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -143,102 +119,21 @@ def finish(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]
 # --- one shard ----------------------------------------------------------------------------------------------------
 
 
-def carder(
-    cards: CardsConfig,
-    cache: Path,
-    out: Path,
-    shard: int,
-    before: int,
-    total: int,
-    serving: ServingConfig,
-    writer: Writer | None = None,
-) -> Callable[[Sequence[Row]], list[Outcome]]:
-    """What finds the outcomes of records of one shard and tells the progress; with a writer of its own where none is
-    given. Cards that were written once are in the shard's cache, whatever raised after them."""
-    layout = _layout(cards)
-    progress = counter(out, before, total, "cards")
-    if not cards.writes:
-
-        def plain(rows: Sequence[Row]) -> list[Outcome]:
-            progress(len(rows))
-            return [_unwritten(row, _rules(row, cards.max_rules), layout) for row in rows]
-
-        return plain
-
-    from cathpc.cards.cache import Drafts
-
-    writing = writer or _writer(cards, cache, serving)
-    drafts = Drafts(out / "cache" / f"drafts-{shard:05d}.jsonl")
-    return lambda rows: _write(rows, writing, drafts, layout, cards, progress)
-
-
-def _writer(cards: CardsConfig, cache: Path, serving: ServingConfig) -> Writer:
-    """The writer, its model loaded: what fails there is no record's fault."""
-    from cathpc.cards.writer import make
-
-    writer = make(cards, cache, serving)
-    writer.load()
-    return writer
-
-
-def _write(
-    rows: Sequence[Row],
-    writer: Writer,
-    drafts: Drafts,
-    layout: card.Layout,
-    cards: CardsConfig,
-    progress: Callable[[int], None],
-) -> list[Outcome]:
-    """Write and check cards for those of `rows` without a system prompt, up to `cards.attempts` rounds."""
-    rules = {row["id"]: _rules(row, cards.max_rules) for row in rows}
-    outcomes = {row["id"]: _unwritten(row, rules[row["id"]], layout) for row in rows}
-    pending = {row["id"]: row for row in rows if outcomes[row["id"]].verdict != "given"}
-    done = len(rows) - len(pending)
-    for attempt in range(cards.attempts):
-        tasks = {key: writer.task(key, row["messages"], row["component"], attempt) for key, row in pending.items()}
-        done += sum(t.key in drafts for t in tasks.values())
-        for batch in writer.write([t for t in tasks.values() if t.key not in drafts]):
-            drafts.add(batch)
-            done += len(batch)
-            if attempt == 0:
-                progress(done)
-        for key, task in tasks.items():
-            draft, row, outcome = drafts[task.key], pending[key], outcomes[key]
-            fields = prompt.parse(draft.text)
-            scene = prompt.card(fields, rules[key])
-            written = verify.Written(fields, scene, layout.render(scene), row["messages"], row["component"])
-            outcome.checks, outcome.attempts = verify.verify(written), attempt + 1
-            outcome.tokens += draft.tokens
-            outcome.seconds += draft.seconds
-            if verify.passed(outcome.checks):
-                outcome.verdict, outcome.card, outcome.text = "verified", scene, written.text
-                del pending[key]
-            else:
-                outcome.refused += [name for name, seen in outcome.checks.items() if seen]
-        if not pending:
-            break
-    return [outcomes[row["id"]] for row in rows]
-
-
-def _unwritten(row: Row, rules: list[Rule], layout: card.Layout, **noted: Any) -> Outcome:
-    """The outcome without a written card: on the record's own system prompt where it has one, else plain."""
-    system = "\n".join(m["content"] for m in row["messages"] if m["role"] == "system").strip()
-    made = card.Card(persona=system, rules=rules) if system else card.plain(row["component"], rules)
-    return Outcome("given" if system else "plain", made, layout.render(made), **noted)
-
-
-def _rules(row: Row, limit: int) -> list[Rule]:
-    return extract([m["content"] for m in row["messages"] if m["role"] == "assistant"], limit)
-
-
 def _carded(row: Row, outcome: Outcome) -> Row:
     talk = [m for m in row["messages"] if m["role"] != "system"]
+    if outcome.answer:
+        talk = [{**m, "content": outcome.answer} if m["role"] == "assistant" else m for m in talk]
     return {**row, "messages": [{"role": "system", "content": outcome.text}, *talk]}
+
+
+def _because(outcome: Outcome) -> str:
+    """The last check that a card failed, or why none was written."""
+    return next(name for name, seen in outcome.checks.items() if seen)
 
 
 def _entry(row: Row, outcome: Outcome) -> dict[str, Any]:
     """A row of `cards.jsonl`."""
-    return {
+    entry = {
         "id": row["id"],
         "verdict": outcome.verdict,
         "card": outcome.card.to_json(),
@@ -246,6 +141,9 @@ def _entry(row: Row, outcome: Outcome) -> dict[str, Any]:
         "checks": outcome.checks,
         "attempts": outcome.attempts,
     }
+    if outcome.answer:
+        entry["answered"] = next(m["content"] for m in row["messages"] if m["role"] == "assistant")
+    return entry
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -253,10 +151,6 @@ def _entry(row: Row, outcome: Outcome) -> dict[str, Any]:
 
 def _kept(inputs: dict[str, Path]) -> Path:
     return inputs["select"] / "kept.parquet"
-
-
-def _layout(cards: CardsConfig) -> card.Layout:
-    return card.Layout(Path(cards.layout) if cards.layout else card.TEMPLATE)
 
 
 def _rows(source: pq.ParquetFile, first: int, size: int) -> list[Row]:
@@ -286,7 +180,8 @@ def _forget_lost(out: Path, shards: Sequence[int]) -> None:
 
 def _summary(marks: list[dict[str, Any]], written: bool) -> dict[str, Any]:
     total = sum(mark["records"] for mark in marks)
-    verdicts, rules, refused = (_sums(mark[key] for mark in marks) for key in ("verdicts", "rules", "refused"))
+    keys = ("verdicts", "rules", "refused", "because")
+    verdicts, rules, refused, because = (_sums(mark[key] for mark in marks) for key in keys)
     shares = {name: round(count / total, 4) for name, count in verdicts.most_common()} if total else {}
     summary: dict[str, Any] = {
         "records": total,
@@ -294,13 +189,24 @@ def _summary(marks: list[dict[str, Any]], written: bool) -> dict[str, Any]:
         "shares": shares,
         "rules": dict(rules.most_common()),
     }
-    names = {"verified": "written and verified", "given": "on a given system prompt", "plain": "plain"}
+    names = {
+        "verified": "written and verified",
+        "summarised": "on a given system prompt, shortened",
+        "given": "on a given system prompt",
+        "plain": "plain",
+        "dropped": "failed and dropped",
+    }
     line = f"{total:,} cards: " + ", ".join(f"{verdicts[v]:,} {what}" for v, what in names.items() if verdicts[v])
     if written:
         tokens, seconds = sum(mark["tokens"] for mark in marks), sum(mark["writing_s"] for mark in marks)
         rate = tokens / seconds if seconds else 0.0
         summary |= {"tokens": tokens, "seconds": round(seconds, 2), "tokens_per_s": round(rate, 1)}
         line += f"; {rate:,.0f} tokens/s" if rate else ""
+    if said := sum(mark["paraphrased"] for mark in marks):
+        summary["paraphrased"] = said
+        line += f"; {said:,} answers said again"
+    if because:
+        summary["plain_because"] = dict(because.most_common())
     if written or refused:
         summary["refused_by_check"] = dict(refused.most_common())
     return {**summary, "line": line if total else "no record to card"}

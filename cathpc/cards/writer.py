@@ -16,6 +16,10 @@ from cathpc.record import Message
 from cathpc.serving.config import ServingConfig
 
 
+class TooLong(Exception):
+    """No prompt for this record fits the model's window; says how long it is."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One text to write: the `attempt`-th (from 0) for the record `id`."""
@@ -28,8 +32,14 @@ class Task:
     mode: Mode
     asked: tuple[Message, ...]
     """The conversation that asks for it; ends with a user turn."""
+    name: str = ""
+    """Of the person who answers, where the record gives it: the card takes this one."""
     ids: tuple[int, ...] = ()
     """Tokens of the prompt, for a writer that makes them itself."""
+    begun: int = 0
+    """How many of `ids`, at the end, are the beginning of the text."""
+    limit: int = 0
+    """Tokens that may be written; 0 is the writer's own bound."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,7 @@ class Draft:
     tokens: int
     seconds: float
     """Share of its batch's time."""
+    prompt_tokens: int = 0
 
 
 class Writer(Protocol):
@@ -54,7 +65,7 @@ class Writer(Protocol):
     def task(
         self, record_id: str, messages: list[Message], component: str, attempt: int, mode: Mode = Mode.write
     ) -> Task:
-        """The task for one record; raises `UserError` where no prompt for it fits the model."""
+        """The task for one record; raises `TooLong` where no prompt for it fits the model."""
 
     def write(self, tasks: list[Task]) -> Iterator[list[Draft]]:
         """One draft for each of `tasks`, a batch at a time, in an order of the writer's own."""

@@ -141,7 +141,7 @@ def keys(config: Config, hub: bool, wandb: bool) -> list[Check]:
     else:
         advice = "nothing is lost: the report prints the line that sends the run; for more: wandb login"
         checks.append(warn("W&B", "no key (WANDB_API_KEY or ~/.netrc): the run is written offline", advice))
-    bases = (config.model.base, config.gpt.base, config.refusal.base, config.cards.model)
+    bases = (config.model.base, config.gpt.base, config.refusal.base, *config.cards.models)
     entries = lock.read()["models"]
     gated = sorted({b for b in bases if b and is_hub_id(b) and entries.get(b, {}).get("gated", True)})
     if hub:

@@ -1,8 +1,8 @@
 """Batched generation from a Hugging Face folder, for the cards and for the probes.
 
 In: prompts as token ids. Out: the tokens written after each prompt, without the stop token. One forward pass a token
-for the whole batch: left-padded, with a KV cache; what all prompts of a batch begin with (a few-shot prompt) is run
-once and shared, and rows that have stopped leave the batch. Memory grows with batch size x longest prompt; time with
+for the whole batch: left-padded, with a KV cache; what the prompts of a batch begin with (a few-shot prompt) is run
+and kept once (`cathpc.evaluate.prefix`), and rows that have stopped leave the batch. Memory grows with batch size x longest prompt; time with
 the longest answer of each batch, so that callers sort by length.
 
 Greedy by default. Sampling draws one uniform number a token from a hash of the row's own seed, so a row's draws never
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cathpc.evaluate import prefix
 from cathpc.models.config import Dtype
 from cathpc.record import unit_hash
 
@@ -38,7 +39,11 @@ def load(folder: Path, dtype: Dtype) -> tuple[Any, Template]:
 
     placement = {"device_map": "auto"} if torch.cuda.is_available() else {}
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype.value), use_safetensors=True, **placement
+        folder,
+        dtype=getattr(torch, dtype.value),
+        use_safetensors=True,
+        attn_implementation=prefix.ATTENTION,
+        **placement,
     )
     model.train(False)
     return model, Template.load(folder)
@@ -98,11 +103,13 @@ def generate(
     unpenalised: Set[int] = frozenset(),
     seeds: list[str] | None = None,
     steer: Steer | None = None,
+    prefixes: list[prefix.Prefix] | None = None,
 ) -> list[list[int]]:
     """The tokens that `model` writes after each of `prompts` (one batch), up to `stop_id`, which is left out.
 
     `seeds` (one string a prompt) is needed where `temperature` > 0. Tokens already written get less likely by
     `repetition_penalty` (1 is off), except those in `unpenalised`. `steer` may replace each chosen token.
+    `prefixes` says what each prompt begins with where that was run before, equal ones side by side.
     """
     assert temperature == 0 or seeds is not None
     if not prompts:
@@ -111,18 +118,15 @@ def generate(
     written: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
 
-    prefix = shared_prefix(prompts)
-    cache = None
-    if prefix:
-        ids = torch.tensor([prompts[0][:prefix]], device=device)
-        cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
-        cache.batch_repeat_interleave(len(prompts))
-    rests = [p[prefix:] for p in prompts]
+    if prefixes is None and prefix.possible(model) and (length := shared_prefix(prompts)):
+        prefixes = [prefix.run(model, prompts[0][:length])] * len(prompts)
+    before = [len(p.ids) for p in prefixes] if prefixes else [0] * len(prompts)
+    cache, shared = None, {"shared": prefix.spans(prefixes)} if prefixes else {}
+    rests = [p[done:] for p, done in zip(prompts, before, strict=True)]
     longest = max(map(len, rests))
     ids = torch.tensor([[pad_id] * (longest - len(r)) + r for r in rests], device=device)
-    own = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rests], device=device)
-    mask = torch.cat([torch.ones(len(prompts), prefix, dtype=own.dtype, device=device), own], dim=1)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, prefix:]
+    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rests], device=device)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0) + torch.tensor(before, device=device)[:, None]
 
     for step in range(max_new_tokens):
         output = model(
@@ -132,6 +136,7 @@ def generate(
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **shared,
         )
         cache = output.past_key_values
         uniforms = [unit_hash(f"{seeds[row]}/{step}", 0) for row in rows] if seeds is not None else []
@@ -153,6 +158,8 @@ def generate(
             chosen = [chosen[at] for at in live]
             keep = torch.tensor(live, device=device)
             cache.batch_select_indices(keep)
+            if prefixes:
+                shared = {"shared": prefix.spans([prefixes[row] for row in rows])}
             mask, positions = mask[keep], positions[keep]
         ids = torch.tensor(chosen, device=device)[:, None]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)

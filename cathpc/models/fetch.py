@@ -26,7 +26,9 @@ def used(config: Config) -> list[tuple[str, str, TemplateConfig | None]]:
         ("model.base", config.model.base, config.model.template),
         ("gpt.base", config.gpt.base, config.gpt.template),
         ("refusal.base", config.refusal.base, None),
-        ("cards.model", config.cards.model, config.cards.template),
+        ("cards.model", config.cards.loaded, config.cards.template),
+        ("cards.embedder", config.cards.embedder, None),
+        ("cards.nli", config.cards.nli, None),
     )
     return [(key, name, template) for key, name, template in models if name]
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from cathpc.acts import plan, run
+from cathpc.cards.config import CardsConfig
 from cathpc.config import compose
 from cathpc.dispatch import graph
 from cathpc.errors import UserError
@@ -250,7 +251,7 @@ def test_a_template_that_does_not_fit_is_refused_before_submission_with_its_key(
         model=SimpleNamespace(base=str(raw_llama), template=config),
         gpt=SimpleNamespace(base="random:llama", template=config),  # not at hand: left to its stage
         refusal=SimpleNamespace(base="random:bert"),
-        cards=SimpleNamespace(model="", template=config),
+        cards=CardsConfig(template=config),
         paths=SimpleNamespace(cache=str(tmp_path / "cache")),
     )
     with pytest.raises(UserError, match=re.escape(f"model.base={raw_llama}: ") + ".*" + re.escape(message)):
