@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from cathpc.record import Message
 
+NEEDED = "endpoints need OpenAI's client library: pip install 'cathpc[endpoint]'"
 TIMEOUT_S = 300.0
 
 
@@ -44,8 +45,10 @@ class Remote:
 
         Raises `UserError` where the endpoint does not answer, refuses the key, or has several models to choose from.
         """
-        import openai
-
+        try:
+            import openai
+        except ImportError:
+            raise UserError(NEEDED) from None
         if not endpoint.url.startswith(("http://", "https://")):
             raise UserError(f"--url {endpoint.url} must start with http:// or https://")
         self._endpoint, self._key_from = endpoint, key_from

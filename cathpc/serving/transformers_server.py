@@ -42,7 +42,10 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="cathpc-serve-") as place:
         os.chdir(place)
         os.symlink(folder, name)  # requests must name the model as the server does, and that is by its path
-        Serve(force_model=name, host=host, port=port, trust_remote_code=False)
+        try:
+            Serve(force_model=name, host=host, port=port, trust_remote_code=False)
+        except ImportError as error:
+            raise UserError(f"{error}. It comes with: pip install 'cathpc[endpoint]'") from None
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import pytest
 
 from cathpc.acts import chat as act
 from cathpc.errors import UserError
+from cathpc.record import Message
 from cathpc.serving import served
 from cathpc.serving.config import Engine, ServingConfig, faults_of_serving
 from cathpc.serving.remote import Remote
@@ -232,3 +234,48 @@ def test_arguments_that_would_open_the_server_are_refused() -> None:
     for argument in ("--trust-remote-code", "--trust_remote_code", "--api-key=x", "--host=0.0.0.0"):
         assert faults_of_serving(ServingConfig(arguments=[argument]))
     assert not faults_of_serving(ServingConfig(arguments=["--max-model-len", "8192"]))
+
+
+def test_the_act_serves_says_where_and_stops(model: Path, tmp_path: Path, environment: Path) -> None:
+    run = [sys.executable, "-m", "cathpc", "serve", "--model", str(model), f"paths.runs={tmp_path / 'runs'}"]
+    run += [f"serving.environment={environment}", "--gpus", "2"]
+
+    def told(*more: str) -> tuple[int, str]:
+        done = subprocess.run([*run, *more], cwd=ROOT, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    assert told("--status") == (1, "serve-model is not served\n")
+    serving = subprocess.Popen(run, cwd=ROOT, stdout=subprocess.DEVNULL)
+    folder = tmp_path / "runs" / "serve-model"
+    while (known := served.read(folder) if folder.is_dir() else None) is None and serving.poll() is None:
+        time.sleep(0.05)
+    assert known is not None
+    code, text = told("--status")
+    assert code == 0 and known.url in text and "it answers" in text and known.key not in text
+    assert told()[0] == 0  # the same command again starts no second one
+    assert told("--stop") == (0, "serve-model: stopped\n") and serving.wait(30) == 0
+    assert told("--status")[0] == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_thoughts_are_grey_on_a_terminal_and_as_they_come_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Cat:
+        def stream(self, messages: list[Message]) -> Iterator[str]:
+            yield from ("<thi", "nk>3 x 14", " - 5</think>\n\n", "37 fish. ", "Nyan")
+
+    act.talk(Cat(), prompt="How many fish?")
+    assert capsys.readouterr().out == "<think>3 x 14 - 5</think>\n\n37 fish. Nyan\n"
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    act.talk(Cat(), prompt="How many fish?")
+    shown = screen.getvalue()
+    thought, _, answer = shown.partition("\n")
+    assert "think" not in shown and "3 x 14" in thought and thought.startswith("\x1b[38;5;")
+    assert answer == "37 fish. Nyan\n"
