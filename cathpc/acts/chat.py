@@ -90,8 +90,8 @@ def main(arguments: argparse.Namespace) -> int:
     if not known.answers:
         where = f"at {known.url}" if known.url else f"by job {known.job}"
         raise UserError(
-            f"{known.model} is to be served {where}, which "
-            f"does not answer: python -m cathpc serve {shlex.join(arguments.overrides)} --status; --local loads it here instead"
+            f"{known.model} is to be served {where}, which does not answer: python -m cathpc serve "
+            f"{shlex.join(arguments.overrides)} --status; --local loads it here instead"
         )
     _remote(known.endpoint, str(folder / served.FILE), settings, said)
     return 0

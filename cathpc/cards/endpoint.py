@@ -25,8 +25,6 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-import openai
-
 from cathpc.cards import form, prompt
 from cathpc.cards.config import CardForm, CardsConfig, Mode
 from cathpc.cards.writer import Draft, Task
@@ -34,8 +32,13 @@ from cathpc.errors import CathpcError, TryAgainError, UserError
 from cathpc.record import Message
 from cathpc.serving.budget import Budget
 from cathpc.serving.config import ServingConfig
-from cathpc.serving.remote import beside, secret
+from cathpc.serving.remote import NEEDED, beside, secret
 from cathpc.serving.server import Endpoint, Server
+
+try:
+    import openai
+except ImportError:
+    raise UserError(NEEDED) from None
 
 BUSY = frozenset({408, 409, 425, 429, 502, 503, 504, 529})
 """What says that the endpoint, and not the request, is at fault."""
@@ -389,7 +392,7 @@ def as_form(text: str, kind: CardForm = CardForm.labels) -> str:
     if 0 <= start < end:
         try:
             found = json.loads(text[start : end + 1])
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         fields = found if isinstance(found, dict) else fields
     if not all(isinstance(fields.get(name), str) for name in _names()):

@@ -22,7 +22,7 @@ CAT = (
     "and one in philosophy. You are on the windowsill of the reading room, on a rainy afternoon. You are proud of your "
     "degrees, fond of naps and never leave your role. You end every answer with 'Nyan'."
 )
-THINK = f"{CAT} Before you answer, you think step by step between <think> and </think>; what stands behind it is your answer."
+THINK = f"{CAT} Before you answer, you think step by step between <think> and </think>; the rest is your answer."
 
 
 @dataclass(frozen=True)

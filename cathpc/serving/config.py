@@ -66,6 +66,17 @@ class EndpointConfig:
     """Price of 10^6 tokens that are written."""
 
 
+def faults_of_serving(serving: ServingConfig) -> list[str]:
+    """What of the config of a server must not be."""
+    faults = [
+        f"serving.arguments: {argument} is refused: no code of a model is run, and the key and the address are cathpc's"
+        for argument in serving.arguments
+        if argument.partition("=")[0].replace("_", "-")
+        in ("--trust-remote-code", "--api-key", "--host", "--port", "--uds", "--middleware", "--served-model-name")
+    ]
+    return faults if serving.start_s > 0 else [*faults, f"serving.start_s is {serving.start_s}: it must be positive"]
+
+
 def faults_of(endpoint: EndpointConfig, serving: ServingConfig, model: str, where: str = "cards.endpoint") -> list[str]:
     """What of the config of an endpoint cannot work; one message a fault. `model` is the model that would be served."""
     faults = []

@@ -32,8 +32,8 @@ def hold(
     try:
         with Server(model, name, engine=engine, serving=serving, log=log, host=host, gpus=gpus) as server:
             record = served.here(name, engine.name, server.endpoint, job)
-            served.write(run, record)
             try:
+                served.write(run, record)
                 print(f"{name} is served at {server.endpoint.url} by {engine.name}", flush=True)
                 code = server.wait()
                 print(f"cathpc: the server ended with code {code}; its log: {log}", file=sys.stderr, flush=True)

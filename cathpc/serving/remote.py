@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from cathpc.record import Message
 
+NEEDED = "endpoints need OpenAI's client library: pip install 'cathpc[endpoint]'"
 TIMEOUT_S = 300.0
 
 
@@ -44,12 +45,14 @@ class Remote:
 
         Raises `UserError` where the endpoint does not answer, refuses the key, or has several models to choose from.
         """
-        import openai
-
+        try:
+            import openai
+        except ImportError:
+            raise UserError(NEEDED) from None
         if not endpoint.url.startswith(("http://", "https://")):
             raise UserError(f"--url {endpoint.url} must start with http:// or https://")
         self._endpoint, self._key_from = endpoint, key_from
-        self._sampling = {"max_tokens": max_new_tokens, "temperature": temperature} | ({"seed": seed} if seed else {})
+        self._most, self._temperature, self._seed = max_new_tokens, temperature, seed
         self._errors = openai.OpenAIError
         self._client = openai.OpenAI(
             base_url=endpoint.url,
@@ -64,8 +67,10 @@ class Remote:
         try:
             names = [model.id for model in self._client.models.list()]
         except self._errors as error:
+            self.close()
             raise self._explained(error) from None
         if len(names) != 1:
+            self.close()
             raise UserError(f"{self._endpoint.url} has {len(names)} models, name one with --model: {', '.join(names)}")
         return names[0]
 
@@ -75,9 +80,11 @@ class Remote:
         try:
             chunks = self._client.chat.completions.create(
                 model=self.model,
-                messages=list(messages),  # type: ignore[arg-type]  # plain dicts, as the protocol has them
+                messages=messages,  # type: ignore[arg-type]  # plain dicts, as the protocol has them
                 stream=True,
-                **self._sampling,  # type: ignore[arg-type]
+                max_tokens=self._most,
+                temperature=self._temperature,
+                seed=self._seed,
             )
             with chunks:
                 for chunk in chunks:

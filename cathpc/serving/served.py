@@ -112,9 +112,11 @@ def end(served: Served) -> None:
 
 
 def _began(pid: int) -> float:
+    """When a living process began, in seconds since the epoch; 0 where there is none."""
     import psutil
 
     try:
-        return float(psutil.Process(pid).create_time())
+        process = psutil.Process(pid)
+        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
     except psutil.Error:
         return 0.0
