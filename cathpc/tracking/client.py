@@ -80,7 +80,7 @@ class Run:
         """Log those of `rows` that the server lacks; how many they were."""
         fresh = [row for row in rows if row[AXIS] >= self.first]
         for row in fresh:
-            self._run.log(dict(row), step=row[AXIS])
+            self._run.log(dict(row), step=row[AXIS], commit=True)  # else it waits for the next one
         return len(fresh)
 
     def show(self, shown: Shown) -> None:

@@ -31,7 +31,7 @@ def spec(config: Config, runs: list[Saved], *, offline_below: Path | None = None
         [row.run.name, row.state, *(_cell(row.overrides.get(k)) for k in keys), *(row.figures.get(f) for f in figures)]
         for row in rows
     ]
-    folder = runs[0].folder.parent / ".sweep" / config.name
+    folder = runs[0].folder.absolute().parent / ".sweep" / config.name
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     shown.write(folder, {}, {"runs": (["run", "state", *keys, *figures], table)}, runs=len(rows))
     text = (folder / shown.FILE).read_bytes()
