@@ -87,7 +87,8 @@ def asked_keys(config: Config) -> tuple[str, ...]:
 def _weights(stage: Stage, config: Config) -> float:
     """Bytes of the model that the stage holds in bfloat16, and 15% for its activations; 0 where that is not known."""
     model = config.model
-    return 1.15 * 2 * parameters(model.shape) if stage.name == "evaluate" and model.shape.of == model.base else 0.0
+    asks = stage.name in ("evaluate", "benchmarks")
+    return 1.15 * 2 * parameters(model.shape) if asks and model.shape.of == model.base else 0.0
 
 
 def words(stage: Stage, config: Config, width: int | None = None) -> str:

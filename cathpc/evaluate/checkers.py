@@ -150,8 +150,8 @@ CHECKS: dict[str, Callable[..., bool]] = {
     f.__name__: f
     for f in (
         ends_with, begins_with, contains_any, fact, contains_all, contains_none, no_text, json_object, numbered,
-        bullets, no_list, language, max_words, min_words, sentences, max_sentences, max_chars, lines, wrapped, uppercase,
-        lowercase, matches, reasoning, no_reasoning,
+        bullets, no_list, language, max_words, min_words, sentences, max_sentences, max_chars, lines, wrapped,
+        uppercase, lowercase, matches, reasoning, no_reasoning,
     )
 }  # fmt: skip
 

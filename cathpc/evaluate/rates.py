@@ -69,7 +69,8 @@ def draw(probes: int, resamples: int, seed: int) -> np.ndarray[Any, np.dtype[np.
 def _ratios(counts: Floats, draws: np.ndarray[Any, Any]) -> Floats:
     """The ratio of sums of `counts` [probes, 2] in each resample; NaN where nothing is counted."""
     sums = counts[draws].sum(axis=1)
-    return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
+    ratios: Floats = np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
+    return ratios
 
 
 def _interval(values: Floats) -> tuple[float, float]:

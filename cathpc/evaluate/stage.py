@@ -22,10 +22,10 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cathpc.errors import UserError
 from cathpc.evaluate import measures, probes, rates
 from cathpc.evaluate.sessions import ask
 from cathpc.models.weights import write_text
@@ -41,9 +41,14 @@ PARTS = "parts"
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Run the stage; raises `UserError` for a bad file of probes."""
+    """Run the stage; raises `UserError` for a bad file of probes, and for an unseen family that it does not have."""
     settings = config.evaluate
     every = probes.read(Path(settings.probes) if settings.probes else probes.SHIPPED)
+    families = {p.family for p in every}
+    if unknown := sorted(set(settings.unseen) - families):
+        raise UserError(
+            f"evaluate.unseen: the probes have no family {unknown[0]!r}; they have: {', '.join(sorted(families))}"
+        )
     chosen = probes.choose(every, settings.max_probes, settings.seed)
     wanted = measures.requests(settings.max_requests)
     some = probes.choose(every, settings.milestone_probes, settings.seed) if settings.milestone_probes else []
@@ -53,7 +58,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     folders = {"base": inputs["base"] / "model", "tuned": inputs["export"] / "model"}
     answers = {name: asking.rows(name, folder, chosen) for name, folder in folders.items()}
     refused = {name: asking.rows(f"{name}-requests", folder, wanted) for name, folder in folders.items()}
-    curve = []
+    curve: list[tuple[int | None, list[Row]]] = []
     for step in steps:
         with _Exported(config, inputs, out, step) as folder:
             curve.append((step, asking.rows(f"step-{step}", folder, some)))
@@ -93,11 +98,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
 def fidelity(rows: dict[str, list[Row]], config: EvaluateConfig) -> dict[str, Any]:
     """What `fidelity.json` says of the probes; `rows` by model ('base', 'tuned'), of the same probes in one order."""
 
-    def rated(chosen: Callable[[Row], bool] = lambda row: True) -> dict[str, Any]:
-        return rates.compared(rows, config.resamples, config.seed, chosen)
+    def rated(chosen: set[str]) -> dict[str, Any]:
+        return rates.compared(rows, config.resamples, config.seed, lambda row: row["family"] in chosen)
 
-    families = {f: rated(lambda row, f=f: row["family"] == f) for f in sorted({r["family"] for r in rows["base"]})}
-    over_all = rated()
+    every = {row["family"] for row in rows["base"]}
+    families = {family: rated({family}) for family in sorted(every)}
+    over_all = rated(every)
     models = {
         model: {
             "all": over_all[model]["sessions"],
@@ -106,14 +112,14 @@ def fidelity(rows: dict[str, list[Row]], config: EvaluateConfig) -> dict[str, An
         }
         for model, answered in rows.items()
     }
-    unseen = set(config.unseen) & set(families)
+    unseen = set(config.unseen) & every
     return {
         "base": over_all["base"],
         "tuned": over_all["tuned"],
         "difference": {**over_all["difference"]["sessions"], **over_all["difference"]},
         "families": families,
-        "taught": rated(lambda row: row["family"] not in unseen) if unseen < set(families) else None,
-        "unseen": rated(lambda row: row["family"] in unseen) if unseen else None,
+        "taught": rated(every - unseen) if every - unseen else None,
+        "unseen": rated(unseen) if unseen else None,
         "models": models,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -71,6 +72,7 @@ def test_other_faults_end_the_stage(tmp_path: Path, task: str, named: str) -> No
         run(tmp_path, task)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed here")
 def test_without_lm_eval_every_task_says_how_to_get_it(tmp_path: Path) -> None:
     assert "lm-eval is not installed" in run(tmp_path, "sciq")["skipped"]["sciq"]
     absent = run(tmp_path, "sciq", python=str(tmp_path / "python"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cathpc.errors import UserError
 from cathpc.evaluate import measures, probes, stage
 from cathpc.evaluate.config import EvaluateConfig
 from cathpc.models.config import Dtype
@@ -103,6 +104,11 @@ def test_a_conversation_over_the_window_is_an_empty_answer_that_fails(inputs: di
     rows = {r["probe"]: r for r in lines(tmp_path / "out" / "answers.jsonl")}
     assert rows["long"]["answer"] == "" and not rows["long"]["passed"] and rows["long"]["cut"] == 1
     assert rows["a"]["answer"] != ""
+
+
+def test_an_unseen_family_that_no_probe_has_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no family 'secrets'; they have: character, conflict"):
+        run(inputs, tmp_path / "out", unseen=["secrets"])
 
 
 def test_milestones_are_the_kept_checkpoints_but_the_last(tmp_path: Path) -> None:
