@@ -13,6 +13,7 @@ import functools
 import importlib.machinery
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -32,7 +33,7 @@ from cathpc.pipeline import BY_NAME
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"sh", "text", "yaml", "json", "jsonl", "python", "jinja", "math"}
-OTHERS = {".", "apptainer", "cd", "cp", "curl", "exit", "git", "grep", "hf", "mkdir", "pip", "tail", "wandb"}
+OTHERS = {".", "apptainer", "cd", "cp", "curl", "exit", "export", "git", "grep", "hf", "mkdir", "pip", "tail", "wandb"}
 """Programs beside cathpc's own that a line of a page may start with."""
 
 
@@ -222,6 +223,8 @@ def test_other_commands_are_known_make_targets_scripts_and_modules_are_there() -
             assert set(words[1:]) <= targets, f"{place}: no target {words[1:]}"
         elif words[0].endswith("devcluster"):
             assert devcluster.parse(words[1:]), place
+        elif words[0].startswith("slurm/"):
+            assert os.access(ROOT / words[0], os.X_OK), f"{place}: {words[0]} is no program"
         elif words[:2] == ["python", "-m"]:
             assert words[2] in ("venv", "pip") or module(words[2]), f"{place}: there is no module {words[2]}"
         else:
