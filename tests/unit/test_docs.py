@@ -163,6 +163,22 @@ def test_every_command_of_cathpc_parses_and_composes(
     dry_run(list(argv))
 
 
+@pytest.mark.parametrize("name", sorted({name for block in BLOCKS if (name := told(block))}))
+def test_every_file_that_a_page_tells_one_to_write_composes(
+    name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    _, group, file = name.split("/")
+    option = file.partition(".")[0]
+    if group == "sweep":
+        assert len(expand(["+experiment=smoke", f"+sweep={option}"])) > 1
+    elif group == "experiment":
+        assert composed((f"+experiment={option}",)).name == option
+    else:
+        taken = composed(("+experiment=smoke", f"{group}={option}"))
+        assert getattr(taken, group) != getattr(composed(("+experiment=smoke",)), group)
+
+
 def test_commands_in_the_text_name_acts_that_there_are() -> None:
     seen = 0
     for page in PAGES:
