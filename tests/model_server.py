@@ -1,7 +1,7 @@
 """An endpoint that speaks OpenAI's protocol around a real tiny model, and a proxy before it that fails as real ones do.
 
 `python -m tests.model_server FOLDER KEY` prints its port, answers until its standard input closes, and logs each chat
-request to standard output as one line of JSON. Forms are decoded under their schema: keys and quotes are put, the model
+request to standard output as one line of JSON. Under a schema keys and quotes are put, and the model
 writes the values.
 """
 
@@ -19,14 +19,16 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib import request as web
+from urllib.error import HTTPError
+
+from fastapi import FastAPI, HTTPException, Request
 
 ROOT = Path(__file__).parents[1]
 
 
 def app(folder: Path, key: str) -> Any:
     """The FastAPI application."""
-    from fastapi import FastAPI, HTTPException
 
     from cathpc.evaluate import generate
     from cathpc.models.config import Dtype
@@ -66,14 +68,12 @@ def app(folder: Path, key: str) -> Any:
         if len(ids) + most > generate.window(model.config):
             raise HTTPException(400, "the conversation is longer than the model's context")
         schema = (body.get("response_format") or {}).get("json_schema", {}).get("schema")
-        if schema is None:
-            text, count = template.decode(tokens := written(ids, most, seed)), len(tokens)
-        else:
-            filled, count = {}, 0
-            for name in schema["required"]:
-                tokens = written(ids, 4, f"{seed}/{name}")
-                filled[name], count = template.decode(tokens), count + len(tokens)
-            text = json.dumps(filled)
+        tokens = written(ids, most, seed)
+        text, count = template.decode(tokens), len(tokens)
+        if schema is not None:
+            share = max(1, count // len(schema["required"]))
+            parts = [tokens[at * share : (at + 1) * share] for at in range(len(schema["required"]))]
+            text = json.dumps({n: template.decode(part) for n, part in zip(schema["required"], parts, strict=True)})
         print(json.dumps({"last": body["messages"][-1]["content"][-60:], "json": schema is not None}), flush=True)
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         usage = {"prompt_tokens": len(ids), "completion_tokens": count, "total_tokens": len(ids) + count}
@@ -100,7 +100,7 @@ def main(folder: Path, key: str) -> None:
         thread.start()
         while not server.started:
             time.sleep(0.02)
-        print(listener.getsockname()[1], flush=True)
+        print("port", listener.getsockname()[1], flush=True)
         sys.stdin.read()
         server.should_exit = True
         thread.join(10)
@@ -123,21 +123,22 @@ def serve(folder: Path, key: str) -> Iterator[Served]:
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdin and process.stdout
     lines = process.stdout
-    try:
-        served = Served(int(lines.readline()), key)
+    with process, lines:
+        port = next(line for line in lines if line.startswith("port"))  # others come from libraries
+        served = Served(int(port.split()[1]), key)
 
         def listen() -> None:
-            for line in lines:
+            for line in filter(lambda text: text.startswith("{"), lines):
                 served.requests.append(json.loads(line))
 
         thread = threading.Thread(target=listen, daemon=True)
         thread.start()
-        yield served
-    finally:
-        process.stdin.close()
-        process.wait(20)
-        thread.join(5)
-        lines.close()
+        try:
+            yield served
+        finally:
+            process.stdin.close()
+            process.wait(20)
+            thread.join(5)
 
 
 # --- the proxy ----------------------------------------------------------------------------------------------------
@@ -210,12 +211,10 @@ class Proxy:
 
     def ask(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
         """Status and body of what the server says."""
-        from urllib.error import HTTPError
-
         headers = {"Authorization": handler.headers.get("Authorization", ""), "Content-Type": "application/json"}
-        request = Request(f"http://127.0.0.1:{self.upstream}{handler.path}", body or None, headers)
+        request = web.Request(f"http://127.0.0.1:{self.upstream}{handler.path}", body or None, headers)
         try:
-            with build_opener(ProxyHandler({})).open(request, timeout=60) as reply:
+            with web.build_opener(web.ProxyHandler({})).open(request, timeout=60) as reply:
                 return reply.status, reply.read()
         except HTTPError as error:
             with error:

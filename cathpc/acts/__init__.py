@@ -27,6 +27,7 @@ ACTS = {
     "fetch": "cathpc.acts.fetch",
     "pin": "cathpc.acts.pin",
     "chat": "cathpc.acts.chat",
+    "serve": "cathpc.acts.serve",
     "cards": "cathpc.acts.cards",
     "score": "cathpc.acts.score",
     "export": "cathpc.acts.export",

@@ -1,8 +1,9 @@
-"""Act `chat`: talk to a model folder in the terminal.
+"""Act `chat`: talk to a model in the terminal: a folder, or an endpoint where it is served.
 
-In goes a Hugging Face folder, out come answers, token by token. A folder that cathpc exported is asked in exactly the
-ids that training saw; any other in those of its own chat template. Time: one forward pass over the conversation, then
-one a token; memory: the weights and the keys and values of the conversation.
+In goes a Hugging Face folder or an endpoint, out come answers, token by token, thoughts in grey. A folder that cathpc
+exported is asked in exactly the ids that training saw; any other in those of its own chat template. Time: one forward
+pass over the conversation, then one a token; memory: the weights and the keys and values of the conversation. An
+endpoint costs neither, and no torch.
 """
 
 from __future__ import annotations
@@ -15,29 +16,42 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cathpc.errors import UserError
+from cathpc.evaluate.thoughts import THOUGHT, Splitter
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel
 
+    from cathpc.config import Config
     from cathpc.record import Message
 
 KEYS = (
     "/reset forgets the conversation, /system TEXT sets the system message, /exit leaves. "
     "Ctrl-C ends an answer, Ctrl-D leaves."
 )
+GREY = "grey58"
 
 
-HELP = "talk to the trained model in the terminal"
+HELP = "talk to the trained model in the terminal, here or where it is served"
+
+
+class Voice(Protocol):
+    """Whoever answers: `Speaker`, or `cathpc.serving.remote.Remote`."""
+
+    def stream(self, messages: list[Message]) -> Iterator[str]:
+        """Pieces of the answer to `messages` as they come."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """What is said, and to which model."""
-    parser.add_argument("--model", type=Path, help="any Hugging Face folder, instead of an experiment's model")
+    parser.add_argument("--model", help="any Hugging Face folder, instead of an experiment's model; its name at --url")
+    parser.add_argument("--url", help="an endpoint that speaks OpenAI's protocol, such as http://node7:8000/v1")
+    parser.add_argument("--key-env", default="OPENAI_API_KEY", help="variable with the key for --url (%(default)s)")
+    parser.add_argument("--local", action="store_true", help="load the model here, even if it is served elsewhere")
     parser.add_argument("--system", default="", help="the system prompt")
     parser.add_argument("--prompt", help="say this, print the answer and leave")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer (%(default)s)")
@@ -46,24 +60,57 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Chat with the folder of --model, or with the exported model of the experiment."""
-    chat(
-        arguments.model or _exported(arguments.overrides),
-        system=arguments.system,
-        prompt=arguments.prompt,
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-        seed=arguments.seed,
-    )
+    """Chat with the model of --url or --model, or with the experiment's: where it is served, or loaded here."""
+    from cathpc.serving.server import Endpoint
+
+    settings = {
+        "max_new_tokens": arguments.max_new_tokens,
+        "temperature": arguments.temperature,
+        "seed": arguments.seed,
+    }
+    said = {"system": arguments.system, "prompt": arguments.prompt}
+    if arguments.url:
+        from cathpc.serving.remote import secret
+
+        key = secret(arguments.key_env)
+        where = f"the environment variable {arguments.key_env}" + ("" if key else ", which is not set")
+        _remote(Endpoint(arguments.url, arguments.model or "", key), where, settings, said)
+        return 0
+    if arguments.model:
+        chat(Path(arguments.model), **settings, **said)
+        return 0
+    from cathpc.config import compose
+    from cathpc.runs import run_folder
+    from cathpc.serving import served
+
+    config = compose(arguments.overrides)
+    folder = run_folder(config, arguments.overrides)
+    known = None if arguments.local else served.read(folder)
+    if known is None:
+        chat(exported(config, arguments.overrides), **settings, **said)
+        return 0
+    if not known.answers:
+        where = f"at {known.url}" if known.url else f"by job {known.job}"
+        raise UserError(
+            f"{known.model} is to be served {where}, which does not answer: python -m cathpc serve "
+            f"{shlex.join(arguments.overrides)} --status; --local loads it here instead"
+        )
+    _remote(known.endpoint, str(folder / served.FILE), settings, said)
     return 0
 
 
-def _exported(overrides: list[str]) -> Path:
+def _remote(endpoint: Any, key_from: str, settings: dict[str, Any], said: dict[str, Any]) -> None:
+    from cathpc.serving.remote import Remote
+
+    _check(**settings)
+    with contextlib.closing(Remote(endpoint, key_from=key_from, **settings)) as voice:
+        talk(voice, **said)
+
+
+def exported(config: Config, overrides: list[str]) -> Path:
     """Folder of the experiment's trained model; a `UserError` where it is not trained yet."""
-    from cathpc.config import compose
     from cathpc.store import places
 
-    config = compose(overrides)
     export = places(config)["export"]
     if export.manifest() is None:
         raise UserError(
@@ -82,33 +129,41 @@ def chat(
     temperature: float = 0.7,
     seed: int | None = None,
 ) -> None:
-    """Answer `prompt` and return, or read prompts from standard input until it ends.
+    """Answer `prompt` and return, or read prompts from standard input until it ends, with the model loaded here.
 
     `temperature` 0 takes the likeliest token; `seed` None draws another answer every time. Raises a `UserError` where
     the folder has no safetensors or no chat template, or where the conversation is longer than the model's context.
     """
+    _check(max_new_tokens=max_new_tokens, temperature=temperature)
+    speaker = Speaker(Path(model_folder), max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    talk(speaker, system=system, prompt=prompt)
+
+
+def _check(*, max_new_tokens: int, temperature: float, seed: int | None = None) -> None:
     if temperature < 0:
         raise UserError(f"--temperature {temperature} is negative; 0 takes the likeliest token, 0.7 is usual")
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {max_new_tokens} leaves no room for an answer; it must be 1 or more")
-    speaker = Speaker(Path(model_folder), max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+
+
+def talk(voice: Voice, *, system: str = "", prompt: str | None = None) -> None:
+    """Let `voice` answer `prompt`, or whatever standard input says until it ends."""
     history: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
     if prompt is not None:
         if not prompt.strip():
             raise UserError("--prompt is empty; say something, or leave it out to chat")
-        _answer(speaker, [*history, {"role": "user", "content": prompt}], write=_writer())
+        _answer(voice, [*history, {"role": "user", "content": prompt}])
         return
-    _converse(speaker, history)
+    _converse(voice, history)
 
 
-def _converse(speaker: Speaker, history: list[Message]) -> None:
+def _converse(voice: Voice, history: list[Message]) -> None:
     """The loop of reading and answering; `history` grows with it."""
     terminal = sys.stdin.isatty()
     if terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (line editing and history of `input`)
         print(KEYS)
-    write = _writer()
     while True:
         try:
             line = input("\nyou> " if terminal else "").strip()
@@ -137,7 +192,7 @@ def _converse(speaker: Speaker, history: list[Message]) -> None:
             print(f"(there is no {command}) {KEYS}")
         else:
             try:
-                answer = _answer(speaker, [*history, {"role": "user", "content": line}], write=write)
+                answer = _answer(voice, [*history, {"role": "user", "content": line}])
             except UserError as error:
                 print(f"({error})")
                 continue
@@ -145,38 +200,56 @@ def _converse(speaker: Speaker, history: list[Message]) -> None:
                 history += [{"role": "user", "content": line}, {"role": "assistant", "content": answer}]
 
 
-def _answer(speaker: Speaker, messages: list[Message], *, write: Callable[[str], None]) -> str:
+def _answer(voice: Voice, messages: list[Message]) -> str:
     """Stream one answer to the terminal and return it; Ctrl-C ends it early, between two tokens."""
     pieces: list[str] = []
     interrupted: list[int] = []
+    write = _writer()
     # A flag, not an exception: a second Ctrl-C while the first is dealt with must not end the conversation.
     before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
     try:
-        for piece in speaker.stream(messages):
-            pieces.append(piece)
-            write(_printable(piece))
-            if interrupted:
-                write(" [interrupted]")
-                break
-        write("\n")
+        with contextlib.closing(voice.stream(messages)) as stream:  # type: ignore[type-var]  # generators can be closed
+            for piece in stream:
+                pieces.append(piece)
+                write(_printable(piece), False)
+                if interrupted:
+                    break
+        write("", True)
+        print(" [interrupted]" if interrupted else "", flush=True)
     finally:
         signal.signal(signal.SIGINT, before)
     return "".join(pieces).strip()
 
 
-def _writer() -> Callable[[str], None]:
-    """How pieces of an answer are shown: in colour on a terminal, as they are elsewhere."""
-    if sys.stdout.isatty():
-        from rich.console import Console
+def _writer() -> Callable[[str, bool], None]:
+    """How the pieces of one answer are shown, the last one marked: on a terminal thoughts in grey and without their
+    tags, the answer as other text; elsewhere as they come."""
+    if not sys.stdout.isatty():
 
-        console = Console(highlight=False)
-        return lambda text: console.out(text, style="cyan", end="")
+        def plain(text: str, last: bool) -> None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
-    def plain(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        return plain
+    from rich.console import Console
 
-    return plain
+    console = Console(highlight=False)
+    splitter = Splitter()
+    before = ""
+
+    def coloured(text: str, last: bool) -> None:
+        nonlocal before
+        for kind, part in splitter.feed(text, last=last):
+            if kind != before:
+                part = part.lstrip()
+                if not part:
+                    continue
+                if before:
+                    console.out("\n\n", end="")
+                before = kind
+            console.out(part, style=GREY if kind == THOUGHT else None, end="")
+
+    return coloured
 
 
 def _printable(text: str) -> str:

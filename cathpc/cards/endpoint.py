@@ -1,11 +1,11 @@
 """The writer of cards that asks an endpoint which speaks OpenAI's protocol.
 
-In: tasks. Out: one draft for each, whatever the endpoint does in between: it is asked with bounded concurrency and rate;
-while it is down, overloaded or out of room it is waited for, with pauses that grow and vary and heed Retry-After
-(exponential backoff with jitter: Brooker, 'Exponential Backoff And Jitter', AWS 2015). What is its fault costs no text a
-try. Forms are asked for as JSON, decoded under a schema where the endpoint can. With `cards.endpoint.serve` the writer
-starts a server of its own on the loopback, which ends with it. Memory grows with the tasks; time with tokens, divided by
-the concurrency.
+In: tasks. Out: one draft for each, whatever the endpoint does in between: it is asked with bounded concurrency and
+rate; while it is down, overloaded or out of room it is waited for, with pauses that grow and vary and heed Retry-After
+(exponential backoff with jitter: Brooker, 'Exponential Backoff And Jitter', AWS 2015). What is its fault costs no text
+a try. Forms are asked for as JSON, decoded under a schema where the endpoint can. With `cards.endpoint.serve` the
+writer starts a server of its own on the loopback, which ends with it. Memory grows with the tasks; time with tokens,
+divided by the concurrency.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-import openai
-
 from cathpc.cards import form, prompt
 from cathpc.cards.config import CardForm, CardsConfig, Mode
 from cathpc.cards.writer import Draft, Task
@@ -34,8 +32,13 @@ from cathpc.errors import CathpcError, TryAgainError, UserError
 from cathpc.record import Message
 from cathpc.serving.budget import Budget
 from cathpc.serving.config import ServingConfig
-from cathpc.serving.remote import beside, secret
+from cathpc.serving.remote import NEEDED, beside, secret
 from cathpc.serving.server import Endpoint, Server
+
+try:
+    import openai
+except ImportError:
+    raise UserError(NEEDED) from None
 
 BUSY = frozenset({408, 409, 425, 429, 502, 503, 504, 529})
 """What says that the endpoint, and not the request, is at fault."""
@@ -336,7 +339,10 @@ class _Asking:
 
     def _said(self, error: Exception) -> str:
         """An error in one line, without the key."""
-        text = " ".join(str(error).split())[:300]
+        text = str(error)
+        if isinstance(error, openai.APIStatusError) and not getattr(error.body, "get", lambda _: None)("message"):
+            text = f"{text}: {error.response.text}"  # not in the protocol's form, so the client leaves it out
+        text = " ".join(text.split())[:300]
         return text.replace(self._endpoint.key, "***") if self._endpoint.key else text
 
 
@@ -386,7 +392,7 @@ def as_form(text: str, kind: CardForm = CardForm.labels) -> str:
     if 0 <= start < end:
         try:
             found = json.loads(text[start : end + 1])
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         fields = found if isinstance(found, dict) else fields
     if not all(isinstance(fields.get(name), str) for name in _names()):

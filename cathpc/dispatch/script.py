@@ -55,6 +55,8 @@ class Request:
     """Whether its nodes are checked first."""
     keys: tuple[str, ...] = ()
     """Names of variables with secrets that it needs of the user's environment."""
+    module: str = "cathpc.dispatch.job"
+    """What runs in it; the shell brings back those of the stages alone."""
 
 
 class Executor(submitit.SlurmExecutor):
@@ -172,6 +174,8 @@ def _setup(request: Request, cluster: ClusterConfig) -> list[str]:
     if cluster.scratch:
         lines += [f'export TMPDIR="{cluster.scratch}"', 'mkdir -p "$TMPDIR"']
     lines += cluster.setup
+    if request.module != Request.module:
+        return lines
     own, spec = shlex.quote(sys.executable), shlex.quote(str(request.spec))
     lines += [
         "cathpc_end() {",
@@ -217,4 +221,4 @@ def python(request: Request, cluster: ClusterConfig) -> str:
 
 
 def _command(request: Request, cluster: ClusterConfig) -> str:
-    return f"{python(request, cluster)} -m cathpc.dispatch.job {shlex.quote(str(request.spec))}"
+    return f"{python(request, cluster)} -m {request.module} {shlex.quote(str(request.spec))}"

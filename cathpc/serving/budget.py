@@ -1,9 +1,9 @@
 """Money that may be spent at an endpoint, by all processes and attempts together.
 
-In: prices, a cap, a folder that the processes share. Out: whether one more request may be sent. Each process appends what
-its requests cost to a file of its own and reads those of the others every few seconds, so the sum survives any kill; a
-request is reserved at the most that it can cost before it is sent, so one process never exceeds the cap, and n of them
-by what n x concurrency requests cost at most.
+In: prices, a cap, a folder that the processes share. Out: whether one more request may be sent. Each process appends
+what its requests cost to a file of its own and reads those of the others every few seconds, so the sum survives any
+kill; a request is reserved at the most that it can cost before it is sent, so one process never exceeds the cap, and n
+of them by what n x concurrency requests cost at most.
 """
 
 from __future__ import annotations

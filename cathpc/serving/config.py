@@ -23,7 +23,8 @@ class Engine(Enum):
 
 @dataclass
 class ServingConfig:
-    """Group-less section `serving`: how a server is started, by the act `serve` or for the cards. It changes no result."""
+    """Group-less section `serving`: how a server is started, by the act `serve` or for the cards; no result depends
+    on it."""
 
     environment: str = speed("")
     """Folder of the environment that `slurm/vllm-env` built; '' there is none, and `transformers serve` is taken."""
@@ -63,6 +64,17 @@ class EndpointConfig:
     """Price of 10^6 tokens that are read."""
     usd_per_million_output: float = speed(0.0)
     """Price of 10^6 tokens that are written."""
+
+
+def faults_of_serving(serving: ServingConfig) -> list[str]:
+    """What of the config of a server must not be."""
+    faults = [
+        f"serving.arguments: {argument} is refused: no code of a model is run, and the key and the address are cathpc's"
+        for argument in serving.arguments
+        if argument.partition("=")[0].replace("_", "-")
+        in ("--trust-remote-code", "--api-key", "--host", "--port", "--uds", "--middleware", "--served-model-name")
+    ]
+    return faults if serving.start_s > 0 else [*faults, f"serving.start_s is {serving.start_s}: it must be positive"]
 
 
 def faults_of(endpoint: EndpointConfig, serving: ServingConfig, model: str, where: str = "cards.endpoint") -> list[str]:

@@ -1,7 +1,7 @@
 """A server of one model as a process of this machine: started, watched until it is ready, ended in all cases.
 
-In: a folder of safetensors and the engine. Out: an `Endpoint` with its URL, its random key and the model's name. The key
-reaches the server by its environment alone: it stands in no argument and no log. The server dies with this process,
+In: a folder of safetensors and the engine. Out: an `Endpoint` with its URL, its random key and the model's name. The
+key reaches the server by its environment alone: it stands in no argument and no log. The server dies with this process,
 however that ends (`cathpc.serving.guard`). Ready means: a process of ours listens on the port, says that it is healthy,
 and names the model to who has the key.
 """
@@ -22,10 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from cathpc.errors import TryAgainError, UserError
+from cathpc.serving import gate
 from cathpc.serving.config import Engine, ServingConfig
-from cathpc.serving.transformers_server import KEY
+from cathpc.serving.gate import KEY, NAME
+from cathpc.shards import whole
 
 LOOPBACK = "127.0.0.1"
+GATE = "cathpc_gate"
+"""Name of the gate's module where cathpc is not installed."""
 STARTS = 3
 """Ports that are tried, should another process take one between its choice and the server's start."""
 END_S = 15.0
@@ -53,8 +57,8 @@ def vllm(serving: ServingConfig) -> Path:
     command = Path(serving.environment).expanduser().absolute() / "bin" / "vllm"
     if not serving.environment or not os.access(command, os.X_OK):
         raise UserError(
-            f"serving.environment={serving.environment!r}: there is no {command}. Build it on a machine with a network: "
-            "slurm/vllm-env FOLDER; or take the engine transformers"
+            f"serving.environment={serving.environment!r}: there is no {command}. Build it where there is a "
+            "network: slurm/vllm-env FOLDER; or take the engine transformers"
         )
     return command
 
@@ -79,12 +83,13 @@ class Server:
         Raises `UserError` where it cannot start (with the end of `log`), `TryAgainError` where it is not ready in
         `serving.start_s`.
         """
-        self._log, self._host = log, host
+        self._log = log
+        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = secrets.token_urlsafe(32)
         deadline = time.monotonic() + serving.start_s
         for last in range(STARTS, 0, -1):
             port = free_port(host)
-            self._process = self._start(_command(engine, folder, name, host, port, serving, gpus), key)
+            self._process = self._start(engine, _command(engine, folder, name, host, port, serving, gpus), name, key)
             try:
                 self._wait(port, name, key, deadline, serving.start_s)
                 break
@@ -134,10 +139,19 @@ class Server:
             self._process.stdin.close()
         self._process.wait()
 
-    def _start(self, command: list[str], key: str) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, KEY: key, "VLLM_API_KEY": key, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-        environment |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-        self._log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    def _gate(self) -> Path:
+        """A folder with the gate alone, for an environment that must see nothing else of cathpc's."""
+        folder = self._log.parent / "gate"
+        folder.mkdir(exist_ok=True, mode=0o700)
+        with whole(folder / f"{GATE}.py") as file:
+            file.write(Path(gate.__file__).read_bytes())
+        return folder
+
+    def _start(self, engine: Engine, command: list[str], name: str, key: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, KEY: key, NAME: name, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        if engine is Engine.vllm:
+            environment |= {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+            environment |= {"PYTHONPATH": str(self._gate())}  # what cathpc itself needs is none of its business
         with open(self._log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "cathpc.serving.guard", *command],
@@ -159,6 +173,8 @@ class Server:
                     f"the server of {name} ended with code {code} before it was ready. {self._log}:\n{text}"
                 )
             if _listens(self._process.pid, port) and healthy(port=port, key=key, model=name):
+                if _get(LOOPBACK, port, "/version", "", 5.0) is not None:
+                    raise UserError(f"the server of {name} answers without its key: this version of it cannot be used")
                 return
             time.sleep(pause)
             pause = min(1.0, pause * 1.5)
@@ -237,7 +253,7 @@ def _command(
     engine: Engine, folder: Path, name: str, host: str, port: int, serving: ServingConfig, gpus: int
 ) -> list[str]:
     if engine is Engine.transformers:
-        return [sys.executable, "-m", "cathpc.serving.transformers_server", str(folder), name, host, str(port)]
+        return [sys.executable, "-m", "cathpc.serving.transformers_server", str(folder), host, str(port)]
     own = ["--served-model-name", name, "--host", host, "--port", str(port), "--load-format", "safetensors"]
     split = ["--tensor-parallel-size", str(gpus)] if gpus > 1 else []
-    return [str(vllm(serving)), "serve", str(folder), *own, *split, *serving.arguments]
+    return [str(vllm(serving)), "serve", str(folder), *own, "--middleware", f"{GATE}.Gate", *split, *serving.arguments]

@@ -42,6 +42,7 @@ def server(tiny_llama: Path) -> Iterator[Served]:
 def proxy(server: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     monkeypatch.setenv(VARIABLE, KEY)
     monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(module, "LONGEST_PAUSE_S", 0.4)
     made = Proxy(server.port)
     yield made
     made.close()
@@ -222,7 +223,7 @@ def test_an_endpoint_that_refuses_everything_is_an_error_and_no_draft(proxy: Pro
     proxy.faults.append(lambda h, body, ask: answer(h, 400, b'{"error": {"message": "max_tokens is not supported"}}'))
     writer = OpenAIWriter(cards(proxy.url), tmp_path)
     drafts: list[Draft] = []
-    with pytest.raises(UserError, match="refuses every request.*max_tokens is not supported"):
+    with pytest.raises(UserError, match=r"refuses every request.*max_tokens is not supported"):
         for batch in writer.write(tasks(writer, 8)):
             drafts += batch
     assert drafts == []
@@ -310,11 +311,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from cathpc.cards import stage
-from cathpc.serving.config import ServingConfig
-from tests.unit.test_cards_endpoint import cards
-config = SimpleNamespace(
-    cards=cards(sys.argv[1], concurrency=2), paths=SimpleNamespace(cache=sys.argv[2]), serving=ServingConfig()
-)
+from cathpc.cards.config import CardsConfig, WriterKind
+from cathpc.serving.config import EndpointConfig, ServingConfig
+asked = EndpointConfig(url=sys.argv[1], model="tiny", key_env="CATHPC_TEST_KEY", concurrency=2)
+cards = CardsConfig(writer=WriterKind.openai, max_new_tokens=24, attempts=2, endpoint=asked)
+config = SimpleNamespace(cards=cards, paths=SimpleNamespace(cache=sys.argv[2]), serving=ServingConfig())
 stage.run(config, {"select": Path(sys.argv[3])}, Path(sys.argv[4]))
 """
 

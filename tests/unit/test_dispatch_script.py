@@ -277,3 +277,41 @@ def test_memory_is_asked_for_in_whole_units() -> None:
     assert "#SBATCH --mem=8GB" in script.script(found, config.cluster)
     assert "#SBATCH --mem=1536MB" in script.script(replace(found, mem_gb=1.5), config.cluster)
     assert "#SBATCH --mem=0" in script.script(replace(found, mem_gb=0.0), config.cluster)
+
+
+ASKED = (
+    "cards.writer=openai",
+    "cards.model=''",
+    "cards.endpoint.url=https://example.org/v1",
+    "cards.endpoint.model=m",
+    "cards.endpoint.key_env=MY_CARD_KEY",
+)
+
+
+def test_the_key_of_an_endpoint_reaches_the_cards_job_alone_and_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_CARD_KEY", "canary-5d1e")
+    monkeypatch.setenv("OTHER_KEY", "canary-77aa")
+    found, config = request(*ASKED, "cluster.network_partition=transfer", stage="cards")
+    assert (found.gpus_per_node, found.partition, found.keys) == (0, "transfer", ("MY_CARD_KEY",))
+    assert "canary" not in script.script(found, config.cluster) + str(found.content)
+    prefix = script._prefix(found, config.cluster)
+    assert "OTHER_KEY" in prefix and "MY_CARD_KEY" not in prefix
+    other, config = request(*ASKED, stage="score")
+    assert "MY_CARD_KEY" in script._prefix(other, config.cluster)
+
+
+def test_a_server_in_the_cards_job_takes_its_gpus_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "canary")
+    served = ("cards.writer=openai", "cards.endpoint.serve=vllm", "serving.environment=/shared/vllm")
+    found, config = request(*served, "cluster.stages.cards.gpus=4", stage="cards")
+    assert (found.gpus_per_node, found.keys) == (4, ()) and "OPENAI_API_KEY" in script._prefix(found, config.cluster)
+    with pytest.raises(UserError, match="give either url"):
+        compose([*SMOKE, "cards.writer=openai"])
+    with pytest.raises(UserError, match="no code of a model is run"):
+        compose([*SMOKE, "serving.arguments=['--trust-remote-code']"])
+
+
+def test_a_served_model_is_a_job_that_does_not_come_back_by_itself() -> None:
+    found, config = request(stage="evaluate")
+    body = script.script(replace(found, module="cathpc.serving.job"), config.cluster)
+    assert "-m cathpc.serving.job " in body and "cathpc_end" not in body and "umask 077" in body
