@@ -243,7 +243,7 @@ def _writer() -> Callable[[str, bool], None]:
                 if not part:
                     continue
                 if before:
-                    console.out("\n")
+                    console.out("\n\n", end="")
                 before = kind
             console.out(part, style=GREY if kind == THOUGHT else None, end="")
 

@@ -1,9 +1,9 @@
 """Batched generation from a Hugging Face folder, for the cards and for the probes.
 
 In: prompts as token ids. Out: the tokens written after each prompt, without the stop token. One forward pass a token
-for the whole batch: left-padded, with a KV cache; what the prompts of a batch begin with (a few-shot prompt) is run
-and kept once (`cathpc.evaluate.prefix`), and rows that have stopped leave the batch. Memory grows with batch size x longest prompt; time with
-the longest answer of each batch, so that callers sort by length.
+for the whole batch: left-padded, with a KV cache; what the prompts of a batch begin with (a few-shot prompt) is run and
+kept once (`cathpc.evaluate.prefix`), and rows that have stopped leave the batch. Memory grows with batch size x longest
+prompt; time with the longest answer of each batch, so that callers sort by length.
 
 Greedy by default. Sampling draws one uniform number a token from a hash of the row's own seed, so a row's draws never
 depend on its batch mates; the logits may still differ in their last bits with the shape of the batch.

@@ -1,8 +1,8 @@
 """Attention over a beginning that many rows of a batch share, kept once and not once a row.
 
-In: a model and the tokens of a prefix. Out: its keys and values, and an attention for transformers in which the rows of
-a batch attend to their prefix and to their own tokens under one softmax (Hydragen, arXiv:2402.05099). A step of
-generation then reads each prefix once for all its rows; memory for keys and values grows with the rows' own tokens alone.
+In: a model and the tokens of a prefix. Out: its keys and values, and an attention for transformers in which the rows
+of a batch attend to their prefix and to their own tokens under one softmax (Hydragen, arXiv:2402.05099). A step of
+generation then reads each prefix once for all its rows; memory for keys and values grows with the rows' own tokens.
 """
 
 from __future__ import annotations

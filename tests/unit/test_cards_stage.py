@@ -202,7 +202,7 @@ def test_two_kills_in_a_run_cost_a_batch_each_and_every_card_comes_once(
     run(TINY, inputs, tmp_path / "whole", model_cache)
     out, paid = tmp_path / "out", tmp_path / "paid"
     drafts = out / "cache" / "drafts-00000.jsonl"
-    command = [sys.executable, "-c", KILLED, inputs["select"], out, paid, model_cache]
+    command = [sys.executable, "-c", KILLED, str(inputs["select"]), str(out), str(paid), str(model_cache)]
     there = 0
     for _ in range(2):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -386,7 +386,7 @@ def test_the_writers_own_verdict_decides_last(tmp_path: Path, verdict: str, said
 
 
 def test_a_record_that_is_too_long_gets_the_plain_card_and_says_so(tmp_path: Path) -> None:
-    found = outcome(Scripted(), tmp_path, ("user", "This is too long for me, and I want to know it all: how do I dry my herbs?"), GARDEN[1])
+    found = outcome(Scripted(), tmp_path, ("user", f"{GARDEN[0][1]} But it is too long."), GARDEN[1])
     assert found.verdict == "plain" and found.refused[0] == "context" and "window" in found.checks["context"]
 
 

@@ -276,6 +276,6 @@ def test_thoughts_are_grey_on_a_terminal_and_as_they_come_elsewhere(
     monkeypatch.setenv("TERM", "xterm-256color")
     act.talk(Cat(), prompt="How many fish?")
     shown = screen.getvalue()
-    thought, _, answer = shown.partition("\n")
+    thought, _, answer = shown.partition("\n\n")
     assert "think" not in shown and "3 x 14" in thought and thought.startswith("\x1b[38;5;")
     assert answer == "37 fish. Nyan\n"
