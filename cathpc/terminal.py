@@ -67,7 +67,10 @@ def repeat(where: Console, look: Callable[[], tuple[Any, bool]], every_s: float)
         return
     from rich.live import Live
 
-    with keys() as pressed, Live(shown, console=where, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
+    with (
+        keys() as pressed,
+        Live(shown, console=where, screen=True, auto_refresh=False, vertical_overflow="crop") as live,
+    ):
         live.refresh()
         while goes_on and not pressed(every_s):
             shown, goes_on = look()

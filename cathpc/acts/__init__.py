@@ -125,5 +125,8 @@ def overview() -> str:
     for group in ("+experiment", *groups, "+sweep"):
         lines.append(f"  {group + '=':<12} {', '.join(choices(group.lstrip('+')))}")
     lines += ["", "examples:", *(f"  python -m cathpc {words:<46}  {what}" for words, what in EXAMPLES.items())]
-    lines += ["", "exit codes: 0 done, 2 the command or its input is wrong, 75 try again, 1 a fault of cathpc or the machine."]
+    lines += [
+        "",
+        "exit codes: 0 done, 2 the command or its input is wrong, 75 try again, 1 a fault of cathpc or the machine.",
+    ]
     return "\n".join(lines)

@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cathpc import terminal
-from cathpc import disk
+from cathpc import disk, terminal
 from cathpc.config import PathsConfig
 from cathpc.disk import Size
 from cathpc.errors import EXIT_DONE, EXIT_OURS, UserError

@@ -23,7 +23,9 @@ COLOURS = {"done": "green", "running": "cyan", "failed": "red", "held": "red", "
 def options(parser: argparse.ArgumentParser) -> None:
     """--json for programs, --watch for people."""
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--watch", action="store_true", help=f"look again every {EVERY_S:.0f} s until all is done; q leaves")
+    parser.add_argument(
+        "--watch", action="store_true", help=f"look again every {EVERY_S:.0f} s until all is done; q leaves"
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -70,8 +70,8 @@ def _send(runs: list[Saved], below: Path | None) -> list[dict[str, Any]]:
     lines = []
     for run in runs:
         config = _config(run)
-        stages = [(n, f) for n, f in run.stages().items() if f.is_dir() and f not in seen]
-        seen |= {folder for _, folder in stages}
+        stages = {name: folder for name, folder in run.stages().items() if folder.is_dir() and folder not in seen}
+        seen |= set(stages.values())
         where = below / run.name if below and len(runs) > 1 else below
         if stages:
             lines += _told(beside.spec(config, stages, offline_below=where))

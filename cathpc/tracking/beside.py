@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -33,28 +34,27 @@ def tracked(config: Config, place: Place) -> Iterator[None]:
     how = mode.mode(config.tracker)[0]
     sender = None
     if how == "online" and name == FOLLOWED:
-        sender = _start(spec(config, [(name, place.folder)], follow=True))
+        sender = _start(config, {name: place.folder}, follow=True)
     yield  # where the work fails this process ends, and with it the sender's input
     if how == "online":
-        sender = sender or _start(spec(config, [(name, place.folder)]))
+        sender = sender or _start(config, {name: place.folder})
     elif how == "offline" and name == STAGES[-1].name:
-        stages = {**place.inputs, name: place.folder}
-        sender = _start(spec(config, list(stages.items()), offline_below=place.folder))
+        sender = _start(config, {**place.inputs, name: place.folder}, offline_below=place.folder)
     if sender is not None:
         _await(sender, config.tracker.wait_s)
 
 
 def spec(
-    config: Config, stages: list[tuple[str, Path]], *, follow: bool = False, offline_below: Path | None = None
+    config: Config, stages: Mapping[str, Path], *, follow: bool = False, offline_below: Path | None = None
 ) -> Spec:
     """What the sender is told of the stages in these folders."""
     gone: set[str] = set()
-    for _, folder in stages:
+    for folder in stages.values():
         record = jobs.read(folder)
         gone |= set(record.gone) if record else set()
     return Spec(
         tracker=plain(config.tracker),
-        stages=[describe(config.name, name, folder, sections(config, name)).plain() for name, folder in stages],
+        stages=[describe(config.name, name, folder, sections(config, name)).plain() for name, folder in stages.items()],
         follow=follow,
         offline_below=str(offline_below) if offline_below else "",
         gone=sorted(gone),
@@ -78,11 +78,11 @@ def start(what: Spec, *, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[b
     return sender
 
 
-def _start(what: Spec) -> subprocess.Popen[bytes] | None:
+def _start(config: Config, stages: Mapping[str, Path], **how: Any) -> subprocess.Popen[bytes] | None:
     try:
-        return start(what)
-    except OSError as error:
-        _say(f"W&B: no process could be started ({error.strerror}); the sync act sends later")
+        return start(spec(config, stages, **how))
+    except Exception as error:  # whatever it is, the stage goes on
+        _say(f"W&B: nothing is sent now ({error}); the sync act sends later")
         return None
 
 

@@ -97,7 +97,7 @@ class Run:
         for key, (title, (columns, rows)) in shown.bars.items():
             if rows:
                 table = wandb.Table(columns=[*columns], data=[*rows])
-                media[f"figures/{key}"] = wandb.plot.bar(table, *columns, title=title)
+                media[f"figures/{key}"] = wandb.plot.bar(table, columns[0], columns[1], title=title)
         for key, (counts, edges) in shown.histograms.items():
             if any(counts):
                 media[f"figures/{key}"] = wandb.Histogram(np_histogram=(np.asarray(counts), np.asarray(edges)))

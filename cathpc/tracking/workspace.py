@@ -12,7 +12,7 @@ from cathpc.tracking.config import TrackerConfig
 from cathpc.tracking.rows import AXIS
 
 TITLE = "cathpc"
-CURVES = {
+CURVES: dict[str, dict[str, tuple[str, ...]]] = {
     "Learning": {
         "loss, training and held out": ("train/loss", "eval/loss"),
         "gradient norm": ("train/grad_norm",),
@@ -47,7 +47,7 @@ COLUMNS = ("run:group", "run:jobType", "summary:train/loss", "summary:eval/loss"
 def build(tracker: TrackerConfig, entity: str) -> Any:
     """The workspace; raises `UserError` where the extra is not installed."""
     try:
-        import wandb_workspaces.reports.v2 as panels
+        import wandb_workspaces.reports.v2.interface as panels
         import wandb_workspaces.workspaces as workspaces
     except ImportError:
         raise UserError("a workspace needs an extra: pip install 'cathpc[workspace]'") from None

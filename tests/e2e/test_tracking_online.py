@@ -1,4 +1,4 @@
-"""W&B in reach, out of it and back (faults 39 and 40 of a run): a real client, and a server on loopback in W&B's place."""
+"""W&B in reach, out of it and back (faults 39 and 40): a real client, and a server on loopback in W&B's place."""
 
 from __future__ import annotations
 
@@ -93,11 +93,11 @@ class Training:
 
     def follower(self) -> subprocess.Popen[bytes]:
         """The process beside an attempt."""
-        return beside.start(beside.spec(self.config, [("train", self.folder)], follow=True))
+        return beside.start(beside.spec(self.config, {"train": self.folder}, follow=True))
 
     def sync(self) -> dict[str, Any]:
         """Send from another process, as the act does; what it said."""
-        sender = beside.start(beside.spec(self.config, [("train", self.folder)]), stdout=subprocess.PIPE)
+        sender = beside.start(beside.spec(self.config, {"train": self.folder}), stdout=subprocess.PIPE)
         said, _ = sender.communicate(timeout=300)
         told: dict[str, Any] = json.loads(said)
         return told
@@ -238,10 +238,12 @@ def test_a_stage_of_data_is_sent_with_its_lineage(server: Server, tmp_path: Path
 def test_the_key_is_in_no_argument_of_the_process(tmp_path: Path, server: Server) -> None:
     training = Training(tmp_path)
     follower = training.follower()
-    words = Path(f"/proc/{follower.pid}/cmdline").read_bytes()
+    argv = Path(f"/proc/{follower.pid}/cmdline")
+    wait(argv.read_bytes)  # it is empty for a moment
+    words = argv.read_bytes()
     leave(follower)
     assert KEY.encode() not in words and words.endswith(b"cathpc.tracking.send\0")
-    assert KEY.encode() not in send.line(beside.spec(training.config, [("train", training.folder)]))
+    assert KEY.encode() not in send.line(beside.spec(training.config, {"train": training.folder}))
 
 
 def test_nothing_is_started_where_tracking_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

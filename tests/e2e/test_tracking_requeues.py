@@ -24,20 +24,26 @@ def newest(checkpoints: Path) -> int:
     return max((int(p.parent.name.removeprefix("step-")) for p in checkpoints.glob("step-*/manifest.json")), default=0)
 
 
-@pytest.mark.timeout(2400)
+def killed(home: Home, saved: int) -> int:
+    """Start the run, kill its training after a checkpoint behind the step `saved`; the step of the newest one."""
+    running = home.start(*WORDS)
+    _wait(lambda: len(_ranks(home.store)) >= 2 or running.poll() is not None, 1500)
+    (folder,) = (home.store / "train").iterdir()
+    _wait(lambda: newest(folder / "checkpoints") > saved or running.poll() is not None, 1500)
+    for pid in _ranks(home.store):
+        os.kill(pid, signal.SIGKILL)
+    out, _ = running.communicate(timeout=300)
+    assert running.returncode == 1, out
+    return newest(folder / "checkpoints")
+
+
+@pytest.mark.timeout(3600)
 def test_every_step_is_there_once_after_three_requeues_and_once_more_on_the_server(tmp_path: Path) -> None:
     home = Home(tmp_path)
     saved = 0
     for _ in range(KILLS):
-        running = home.start(*WORDS)
-        _wait(lambda: len(_ranks(home.store)) >= 2 or running.poll() is not None, 600)
-        (folder,) = (home.store / "train").iterdir()
-        _wait(lambda seen=saved: newest(folder / "checkpoints") > seen or running.poll() is not None, 600)
-        for pid in _ranks(home.store):
-            os.kill(pid, signal.SIGKILL)
-        out, _ = running.communicate(timeout=300)
-        assert running.returncode == 1, out
-        saved = newest(folder / "checkpoints")
+        saved = killed(home, saved)
+    (folder,) = (home.store / "train").iterdir()
     done = home.run(*WORDS, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "W&B      offline (as configured)" in done.stdout
@@ -55,11 +61,15 @@ def test_every_step_is_there_once_after_three_requeues_and_once_more_on_the_serv
             for key in ("loss", "lr", "grad_norm", "tokens", "tokens_seen", "tokens_per_s", "memory_gb", "attempt"):
                 assert row[f"train/{key}"] == true[key], f"step {true['global_step']}: {key}"
             assert row.get("eval/loss") == true.get("eval_loss")
-            assert {k.rpartition("/")[2]: v for k, v in row.items() if k.startswith("train/seconds/")} == true["seconds"]
+            assert {k.rpartition("/")[2]: v for k, v in row.items() if k.startswith("train/seconds/")} == true[
+                "seconds"
+            ]
         assert rows[-1]["train/requeues"] == KILLS and 0 < float(str(rows[-1]["train/goodput"])) <= 1
 
     (report,) = (home.store / "report").iterdir()
-    files = {r.run.job_type: f for f in report.rglob("run-*.wandb") for r in wandb_reader.records(f) if r.HasField("run")}
+    files = {
+        r.run.job_type: f for f in report.rglob("run-*.wandb") for r in wandb_reader.records(f) if r.HasField("run")
+    }
     assert len(files) == 13, "every stage has left its run"
     compare([row for row in wandb_reader.history(files["train"]) if "train/loss" in row])
 

@@ -77,10 +77,23 @@ def test_extras_and_the_console_script_are_there(project: dict[str, Any]) -> Non
 
 
 def test_a_wheel_holds_every_module_every_config_and_every_asset(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+    ]
     copied = tmp_path / "tree"  # a build leaves folders behind
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     )
     files = [Path(name) for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
     for file in files:

@@ -20,7 +20,7 @@ from tests import report_fixture, wandb_reader
 Sent = tuple[dict[str, Path], dict[str, Path]]
 
 
-def told(config: Config, stages: list[tuple[str, Path]], below: Path | None = None) -> list[dict[str, Any]]:
+def told(config: Config, stages: dict[str, Path], below: Path | None = None) -> list[dict[str, Any]]:
     """What the process that sends says of each stage."""
     sender = beside.start(beside.spec(config, stages, offline_below=below), stdout=subprocess.PIPE)
     said, _ = sender.communicate(timeout=300)
@@ -42,7 +42,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Sent:
     (report / "manifest.json").write_text(json.dumps(manifest))
     folders["report"] = report
     config = report_fixture.config(mode=WandbMode.offline)
-    lines = told(config, list(folders.items()), below=report)
+    lines = told(config, folders, below=report)
     assert [line["stage"] for line in lines] == list(folders) and not any("failure" in line for line in lines), lines
     files = {line["stage"]: next(report.rglob(f"run-{line['id']}.wandb")) for line in lines}
     return folders, files
@@ -124,7 +124,9 @@ def test_what_a_stage_made_is_an_artifact_by_reference(sent: Sent) -> None:
         (made,) = [a for a in artifacts if a.name == f"demo-{stage}"]
         assert made.type == kind and list(made.aliases) == ["latest", folders[stage].name]
         (content,) = made.manifest.contents
-        assert content.ref == (folders[stage] / "manifest.json").as_uri() and not content.local_path, "nothing is copied"
+        assert content.ref == (folders[stage] / "manifest.json").as_uri() and not content.local_path, (
+            "nothing is copied"
+        )
         assert json.loads(made.metadata)["folder"] == folders[stage].as_uri()
 
 
@@ -152,7 +154,7 @@ def test_sending_offline_again_replaces_what_was_written(tmp_path: Path) -> None
     pack = {"pack": report_fixture.build(tmp_path / "run", count=40)["pack"]}
     config = report_fixture.config(mode=WandbMode.offline)
     for _ in range(2):
-        told(config, list(pack.items()), below=tmp_path)
+        told(config, pack, below=tmp_path)
     assert len(list(tmp_path.rglob("run-*.wandb"))) == 1
 
 

@@ -63,7 +63,9 @@ def test_offline_it_writes_every_stage_once_and_the_table_of_the_sweep(
     assert sorted((row[0], row[2]) for row in found["data"]) == [("smoke", 1e-3), ("smoke-0123abcd", 3e-5)]
 
 
-def test_watching_ends_when_every_stage_is_noted_as_sent(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watching_ends_when_every_stage_is_noted_as_sent(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     told: list[int] = []
 
@@ -91,7 +93,15 @@ def test_the_workspace_draws_what_a_training_logs() -> None:
     names = [s["name"] for s in sections if s["name"] in (*workspace.CURVES, *workspace.FIGURES, "Result", "Sweep")]
     assert names == [*workspace.CURVES, "Result", *workspace.FIGURES, "Sweep"]
     drawn = json.dumps(sections)
-    for key in ("train/loss", "eval/loss", "train/mfu", "train/goodput", "train/spikes", "train/requeues", "tables/runs"):
+    for key in (
+        "train/loss",
+        "eval/loss",
+        "train/mfu",
+        "train/goodput",
+        "train/spikes",
+        "train/requeues",
+        "tables/runs",
+    ):
         assert key in drawn
 
 
