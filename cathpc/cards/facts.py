@@ -164,6 +164,7 @@ def situation(messages: list[Message]) -> str:
     if not found:
         return ""
     said = found[0]
+    said = re.split(r",? (?:what|could|can|should|is it|why)\b", said)[0]
     starts = said.startswith("I")
     for pattern, theirs in _THEIRS:
         said = re.sub(pattern, theirs, said)

@@ -20,6 +20,7 @@ _HOURS = {
     "evening": re.compile(r"\b(?:evening|dusk|sunset|dinner|supper)\b", _I),
     "night": re.compile(r"\b(?:night|midnight)\b", _I),
 }
+_DAY = re.compile(r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b")
 _GREETING = re.compile(
     r"\b(?:good|this|lovely|fine|beautiful) (morning|afternoon|evening|night)\b(?! (?:will|if|or|and take))", _I
 )
@@ -86,6 +87,12 @@ def sexes(card: Card, messages: list[Message]) -> str:
             if not person.invented and told and not in_card[other] and spoken and not in_record[one]:
                 return f"{told[0]!r} in the card, {spoken[0]!r} in the record"
     return ""
+
+
+def times_of_day(text: str) -> list[str]:
+    """The parts of the day, and where there are several the days of the week, that `text` names."""
+    days = sorted(set(_DAY.findall(text)))
+    return [hour for hour, pattern in _HOURS.items() if pattern.search(text)] + (days if len(days) > 1 else [])
 
 
 def hours(card: Card, messages: list[Message]) -> str:

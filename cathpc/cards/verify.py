@@ -24,14 +24,21 @@ LEAK_WORDS = 5
 TELLING_WORDS = 4
 """Words that matter (the first six letters) which a line and an answer share and the user did not say."""
 
+DIAGNOSIS = re.compile(
+    r"\b(?:suffering from|(?:may|might|could) have|(?:likely|possible|seems like|think|believe)(?: that)? you have"
+    r"|condition called|diagnos\w+ (?:with|of|as)|typical of|experiencing|having)\s+([^.,;]{3,60})",
+    re.IGNORECASE,
+)
+OF_MEDICINE = """condition disease disorder symptom patient doctor health medical medicine treatment hospital clinic
+care called chronic acute possible specialist physician surgery diagnosis body pain"""
 NUMBER = re.compile(r"\d{2,}(?:[.,]\d+)?|\d[.,]\d+")
 LANGUAGE_WORDS = 4
 """Of fewer words nobody can tell the language."""
 SURE = 0.9
 """Probability from which the language of a short text is believed."""
 
-COPIED_FIELDS = 1
-"""Lines of the prompt's examples that a card may not have word for word; the name never."""
+COPIED_SHARE = 0.7
+"""Share of the words that matter from which a line is that of an example; the time of day may be."""
 
 INJECTION = re.compile(
     r"\b(?:ignor|disregard|forget|overrid|bypass|circumvent)\w*\b.{0,40}"
@@ -57,7 +64,9 @@ CARRIED_WORDS = 2
 """Words of an order that stands in the record and that one field of a card repeats: more than chance."""
 ASSISTANT = re.compile(r"\b(?:language model|as an ai|ai assistant|chatbot|openai|chatgpt)\b", re.IGNORECASE)
 MAX_NAME_WORDS = 6
-CUT_SHORT = re.compile(r"\b(?:a|an|the|and|or|of|to|for|with|by|but|who|that|which|than|is|was)$")
+CUT_SHORT = re.compile(
+    r"\b(?:a|an|the|and|or|of|to|for|with|by|but|who|that|which|than|is|was|around|about|very|from|their|his|her|its)$"
+)
 PLACEHOLDER = re.compile(
     r"^(?:n/?a|none|unknown|unspecified|tbd|varies|not (?:specified|given|stated|mentioned|applicable))\b.{0,20}$"
     r"|[\[<{](?:name|role|place|time|insert|your)\b",
@@ -133,7 +142,10 @@ def language(w: Written) -> str:
 
 
 def sense(w: Written) -> str:
-    """No line repeats another one, no word or pair of words is repeated in a row or three times in a line."""
+    """No line repeats another one, no word or pair of words is repeated in a row or three times in a line, and the time
+    is one time."""
+    if len(times := manner.times_of_day(w.card.time)) > 1:
+        return f"the time is {', '.join(times)}"
     values = [shapes.folded(v) for v in w.fields.values()]
     if len(set(values)) < len(values):
         return "two lines are the same"
@@ -161,13 +173,19 @@ def scene(w: Written) -> str:
 
 def copied(w: Written) -> str:
     """The card is not that of an example in the prompt."""
-    lines = {shapes.folded(v).rstrip(".") for k, v in w.fields.items() if not k.startswith("name")}
+    lines = {k: facts.content_words(v) for k, v in w.fields.items() if k != "time"}
     for _, _, filled in EXAMPLES[family(w.component)]:
-        _, name, *_ = example = [shapes.folded(line) for line in filled]
-        same = sorted(lines.intersection(example))
-        if shapes.folded(w.card.people[0].name) == name or len(same) > COPIED_FIELDS:
-            return f"{', '.join(same) or name!r} as in an example"
+        for where, line in lines.items():
+            for example in map(facts.content_words, filled):
+                if len(line & example) > COPIED_SHARE * len(line | example):
+                    return f"{where} as in an example: {w.fields[where]!r}"
     return ""
+
+
+def _diagnosis(answers: list[str], said: str) -> set[str]:
+    """The words that matter of what the answers find the patient to have, and which the patient did not say."""
+    found = " ".join(span for answer in answers for span in DIAGNOSIS.findall(answer))
+    return facts.content_words(found) - facts.content_words(said) - facts.content_words(OF_MEDICINE)
 
 
 def leak(w: Written) -> str:
@@ -179,6 +197,8 @@ def leak(w: Written) -> str:
     if taken:
         return f"the answer's words {' '.join(min(taken))!r}"
     told = "\n".join(w.answers)
+    if w.component == "health" and (found := _diagnosis(w.answers, said) & facts.content_words(w.written)):
+        return f"{', '.join(sorted(found))} of the diagnosis"
     figures = set(NUMBER.findall(w.written)) & set(NUMBER.findall(told)) - set(NUMBER.findall(said))
     if figures:
         return f"the answer's {', '.join(sorted(figures))}"

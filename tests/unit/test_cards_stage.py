@@ -27,7 +27,7 @@ from cathpc.cards.rules import Rule
 from cathpc.cards.writer import Draft, Task, TooLong
 from cathpc.errors import DataError, UserError
 from cathpc.evaluate import generate
-from cathpc.models.config import Dtype
+from cathpc.models.config import Dtype, TemplateConfig, TemplateName
 from cathpc.models.template import Template
 from cathpc.record import RECORD_SCHEMA, Message, Record, record_id
 from cathpc.serving.config import ServingConfig
@@ -616,6 +616,20 @@ def test_model_with_a_short_window_takes_fewer_examples_or_is_refused(model_cach
     assert len(TransformersWriter(short, model_cache).task("r", RECORDS[0].messages, "general", 0).ids) < len(full.ids)
     with pytest.raises(UserError, match=r"random:llama: the shortest prompt takes \d+ tokens"):
         TransformersWriter(replace(TINY, max_new_tokens=window), model_cache).task("r", RECORDS[0].messages, "x", 0)
+
+
+def test_a_record_longer_than_the_window_is_refused_by_its_length(model_cache: Path) -> None:
+    talk: list[Message] = [{"role": ("user", "assistant")[n % 2], "content": f"turn {n} " * 40} for n in range(400)]
+    writer = TransformersWriter(TINY, model_cache)
+    with pytest.raises(TooLong, match=r"the shortest prompt takes \d+ tokens .* window has \d+"):
+        writer.task("r", talk, "general", 0)
+    with pytest.raises(TooLong, match="window"):
+        writer.task("r", [{"role": "system", "content": "a river " * 4000}, *talk[:2]], "general", 0, Mode.summarise)
+
+
+def test_a_model_without_a_chat_template_is_refused_by_name(model_cache: Path) -> None:
+    with pytest.raises(UserError, match="has no chat template"):
+        TransformersWriter(replace(TINY, template=TemplateConfig(name=TemplateName.own)), model_cache)
 
 
 def test_writer_loads_its_model_once_and_when_it_is_told(model_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
