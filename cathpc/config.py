@@ -22,12 +22,13 @@ from cathpc.cards.config import CardsConfig
 from cathpc.data.config import MIX, DatasetConfig, PackConfig, SelectConfig
 from cathpc.dispatch.config import ClusterConfig, JobConfig
 from cathpc.errors import UserError
-from cathpc.evaluate.config import EvaluateConfig
+from cathpc.evaluate.config import BenchmarksConfig, EvaluateConfig
 from cathpc.models.config import GptConfig, ModelConfig, RefusalConfig, ScoreConfig
 from cathpc.pipeline import BY_NAME
-from cathpc.report.config import ReportConfig, TrackerConfig
+from cathpc.report.config import ReportConfig
 from cathpc.schema import speed
 from cathpc.serving.config import ServingConfig
+from cathpc.tracking.config import TrackerConfig
 from cathpc.train.config import TrainConfig
 
 PACKAGE = Path(__file__).parent
@@ -68,6 +69,7 @@ class Config:
     pack: PackConfig = field(default_factory=PackConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    benchmarks: BenchmarksConfig = field(default_factory=BenchmarksConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     serving: ServingConfig = field(default_factory=ServingConfig)
@@ -265,6 +267,10 @@ def _explain(error: Exception) -> str:
     overridden = re.search(r"Could not override '([^']+)'", whole)
     full_key = re.search(r"full_key: (\S+)", whole)
     unknown = re.search(r"Key '([^']+)' (?:is )?not in", whole)
+    if (file := re.search(r"In '(experiment/[^']+)'", whole)) and "@experiment." in whole:
+        return (
+            f"conf/{file.group(1)}.yaml: its first line must be '# @package _global_', for it sets values of all groups"
+        )
     if unknown or (overridden and "not in struct" in whole):
         keys = [found.group(1) for found in (overridden, full_key) if found]
         return _locate(max(keys, key=len, default=""), whole)  # select.quotas={x: 1} is select.quotas, then ...x

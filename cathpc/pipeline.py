@@ -51,6 +51,8 @@ class Stage:
     version: int = 1
     """Raised when the code changes what comes out for the same config and inputs."""
     identity: Callable[[Config], Any] | None = None
+    wanted: Callable[[Config], bool] | None = None
+    """Of an optional stage: whether this config asks for it."""
     sharded: bool = False
     """Whether an array job can share its work: its module then has `count`, `work` and `finish` beside `run`."""
 
@@ -237,12 +239,16 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "evaluate",
         "cathpc.evaluate.stage:run",
-        inputs=("export", "base"),
+        inputs=("export", "base", "train", "pack", "reference", "refusal"),
         config=("evaluate",),
-        does="does the model obey its system prompt: base and tuned",
+        does="does the model obey its system prompt: base, tuned, milestones",
         place=Place.accelerator,
         share=1.0,
-        identity=lambda c: _file("evaluate.probes", c.evaluate.probes, "probes.jsonl"),
+        version=2,
+        identity=lambda c: [
+            _file("evaluate.probes", c.evaluate.probes, "probes.jsonl"),
+            _file("", "", "requests.jsonl"),
+        ],
     ),
     Stage(
         "report",
@@ -261,10 +267,28 @@ STAGES: tuple[Stage, ...] = (
             "export",
             "evaluate",
         ),
-        config=("report", "tracker"),
-        does="one HTML page and W&B",
-        version=2,
+        config=("report",),
+        does="one HTML page",
+        version=3,
         identity=lambda c: c.name,
     ),
 )
-BY_NAME = {stage.name: stage for stage in STAGES}
+OPTIONAL: tuple[Stage, ...] = (
+    Stage(
+        "benchmarks",
+        "cathpc.evaluate.benchmarks:run",
+        inputs=("export", "base"),
+        config=("benchmarks",),
+        does="tasks of lm-eval: base and tuned",
+        place=Place.accelerator,
+        share=1.0,
+        wanted=lambda c: bool(c.benchmarks.tasks),
+    ),
+)
+"""Stages that most runs do without."""
+BY_NAME = {stage.name: stage for stage in (*STAGES, *OPTIONAL)}
+
+
+def stages(config: Config) -> tuple[Stage, ...]:
+    """The stages of a run with this config, in order."""
+    return (*STAGES, *(stage for stage in OPTIONAL if stage.wanted is not None and stage.wanted(config)))

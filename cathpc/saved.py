@@ -19,7 +19,7 @@ from typing import Any
 from cathpc import store
 from cathpc.config import PathsConfig, compose, expand, from_plain, run_name
 from cathpc.errors import UserError
-from cathpc.pipeline import BY_NAME
+from cathpc.pipeline import BY_NAME, STAGES
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Saved:
     def stages(self) -> dict[str, Path]:
         """Stage -> folder, in order, of all stages whose folder is known."""
         known = dict(self.linked)
-        if len(known) < len(BY_NAME):
+        if any(stage.name not in known for stage in STAGES):
             try:
                 known = self.planned | known
             except UserError:

@@ -24,7 +24,8 @@ from cathpc import lease
 from cathpc.config import Config
 from cathpc.dispatch import jobs
 from cathpc.errors import ChangedError, UserError
-from cathpc.pipeline import STAGES, Stage
+from cathpc.pipeline import Stage
+from cathpc.pipeline import stages as wanted_stages
 from cathpc.schema import identity
 
 MANIFEST = "manifest.json"
@@ -38,10 +39,10 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def fingerprints(config: Config, stages: tuple[Stage, ...] = STAGES) -> dict[str, str]:
+def fingerprints(config: Config, stages: tuple[Stage, ...] | None = None) -> dict[str, str]:
     """Fingerprint of every stage under `config`, in order. Local sources are read once (digests are cached)."""
     known: dict[str, str] = {}
-    for stage in stages:
+    for stage in stages or wanted_stages(config):
         known[stage.name] = digest(
             {
                 "stage": stage.name,
@@ -136,16 +137,18 @@ class Place:
         return True
 
 
-def places(config: Config, stages: tuple[Stage, ...] = STAGES) -> dict[str, Place]:
-    """Every stage's place in the store under `config`."""
+def places(config: Config, stages: tuple[Stage, ...] | None = None) -> dict[str, Place]:
+    """Every stage's place in the store under `config`; of those that it asks for, or of `stages`."""
+    stages = stages or wanted_stages(config)
     root = Path(config.paths.store).absolute()
     known = fingerprints(config, stages)
     folders = {name: root / name / fp for name, fp in known.items()}
     return {s.name: Place(s, known[s.name], folders[s.name], {i: folders[i] for i in s.inputs}) for s in stages}
 
 
-def unnamed_places(config: Config, stages: tuple[Stage, ...] = STAGES) -> dict[str, Place]:
+def unnamed_places(config: Config) -> dict[str, Place]:
     """Places whose fingerprints cannot be known yet, for a look at what would be submitted."""
+    stages = wanted_stages(config)
     root = Path(config.paths.store).absolute()
     folders = {s.name: root / s.name / "unknown" for s in stages}
     return {s.name: Place(s, "unknown", folders[s.name], {i: folders[i] for i in s.inputs}) for s in stages}

@@ -18,7 +18,7 @@ from cathpc.disk import Size
 from cathpc.dispatch import jobs, slurm
 from cathpc.dispatch.config import ClusterConfig
 from cathpc.errors import UserError
-from cathpc.pipeline import STAGES
+from cathpc.pipeline import BY_NAME
 from cathpc.store import MANIFEST, read_json
 
 DAY_S = 86_400.0
@@ -84,7 +84,7 @@ def survey(store: Path, runs: list[Path], *, older_than_s: float = 0.0) -> Surve
     """Look through the store and the runs. Sizes come first, since they take long: what is needed is asked last."""
     now = time.time()
     folders, leftovers = [], []
-    for stage in STAGES:
+    for stage in BY_NAME.values():
         top = store / stage.name
         if top.is_symlink() or not top.is_dir():
             continue

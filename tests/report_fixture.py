@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cathpc.config import Config
+from cathpc.pipeline import BY_NAME
 from cathpc.record import RECORD_SCHEMA, SCORE_SCHEMA, VERDICT_SCHEMA
-from cathpc.report.config import ReportConfig, TrackerConfig, WandbMode
+from cathpc.report.config import ReportConfig
 from cathpc.schema import identity
+from cathpc.tracking.config import TrackerConfig, WandbMode
 from cathpc.train.metrics import Log
 
 STAGES = (
@@ -22,6 +24,7 @@ STAGES = (
 )  # fmt: skip
 COMPONENTS = ("general", "reasoning", "health", "roleplay")
 ATTACK = "<script>alert('x')</script>"
+THOUGHT = "Somebody says hello; a cat answers in kind."
 STEPS = 48
 RESUMED_AFTER = 24
 """The first attempt logged steps past its last checkpoint; the second took them again from here."""
@@ -69,6 +72,8 @@ def build(root: Path, *, count: int = 400) -> dict[str, Path]:
         manifest = {
             "stage": name,
             "fingerprint": f"{number:016x}",
+            "digest": "d" * 16,
+            "inputs": {i: {"fingerprint": folders[i].name, "digest": "d" * 16} for i in BY_NAME[name].inputs},
             "config": {section: identity(getattr(Config(), section))} if section else {},
             "summary": summaries[name],
             "seconds": 4.0 + 17.0 * number,
@@ -152,6 +157,10 @@ def _pull(folder: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
             "license": "cc-by-4.0", "origin": {"file": f"{component}.jsonl", "sha256": "ab" * 32},
         }  # fmt: skip
     (folder / "sources.json").write_text(json.dumps(sources))
+    (folder / "records").mkdir()
+    half = len(records) // 2
+    for shard, rows in enumerate((records[:half], records[half:])):
+        _parquet(folder / "records" / f"records-{shard:05d}.parquet", rows, RECORD_SCHEMA)
     return {
         "line": f"{len(records)} records", "rows": len(records) + 32 + 80, "records": len(records), "labels": 80,
         "set_aside": 32, "reasons": {"duplicate": 24, "not_json": 8}, "sources": sources,
@@ -185,13 +194,16 @@ def _parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
 
 def _train(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
     path = folder / "metrics.jsonl"
-    for first, last, evaluated in ((0, RESUMED_AFTER + 5, (0, 12, 24)), (RESUMED_AFTER, STEPS, (36, 48))):
-        log = Log(path, first)
+    attempts = ((0, RESUMED_AFTER + 5, (0, 12, 24), 1e9), (RESUMED_AFTER, STEPS, (36, 48), 1e9 + 5000))
+    for first, last, evaluated, began in attempts:
+        now = began + 9.0
+        log = Log(path, first, began=began)
         if 0 in evaluated:
             log.write({"global_step": 0, "eval_loss": 2.31, "seconds": {"eval": 1.0}})
         for step in range(first + 1, last + 1):
+            now += 4.4
             row = {
-                "global_step": step, "epoch": (step - 1) // 12, "loss": 2.3 * 0.985**step + float(rng.normal(0, 0.03)),
+                "step_s": 4.2, "time": now, "global_step": step, "epoch": (step - 1) // 12, "loss": 2.3 * 0.985**step + float(rng.normal(0, 0.03)),
                 "lr": 2e-5 * min(step / 4, 1 - 0.9 * step / STEPS), "grad_norm": 1.4, "tokens": 1024,
                 "supervised_tokens": 600, "tokens_seen": 1024 * step, "tokens_per_s": 240.0 + float(rng.normal(0, 8)),
                 "seconds": {"data": 0.0, "forward": 1.2, "backward": 2.4, "step": 0.6}, "memory_gb": 3.1,
@@ -266,6 +278,9 @@ def _evaluate(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
     (folder / "fidelity.json").write_text(
         json.dumps({"models": models, "difference": {"share": 0.45, "low": 0.2, "high": 0.7}})
     )
+    talk = [{"role": "system", "content": "You are a cat with two degrees."}, {"role": "user", "content": "Hello!"}]
+    shown = {"title": "The cat", "model": "tuned", "messages": talk, "answer": f"<think>{THOUGHT}</think>\nHello! Nyan"}
+    (folder / "showcase.jsonl").write_text(json.dumps(shown) + "\n")
     return {"line": "24 probes"}
 
 

@@ -27,17 +27,37 @@ ACTS = {
     "fetch": "cathpc.acts.fetch",
     "pin": "cathpc.acts.pin",
     "chat": "cathpc.acts.chat",
-    "serve": "cathpc.acts.serve",
     "cards": "cathpc.acts.cards",
+    "serve": "cathpc.acts.serve",
     "score": "cathpc.acts.score",
+    "evaluate": "cathpc.acts.evaluate",
     "export": "cathpc.acts.export",
     "select": "cathpc.acts.select",
     "diff": "cathpc.acts.diff",
     "explain": "cathpc.acts.explain",
     "compare": "cathpc.acts.compare",
+    "sync": "cathpc.acts.sync",
     "doctor": "cathpc.acts.doctor",
     "drill": "cathpc.acts.drill",
     "gc": "cathpc.acts.gc",
+}
+
+GROUPS = {
+    "run": ("run", "plan", "fetch", "pin"),
+    "watch": ("status", "logs", "cancel", "retry"),
+    "data": ("score", "select", "diff", "explain", "cards"),
+    "model": ("export", "chat", "serve", "evaluate"),
+    "results": ("report", "compare", "sync"),
+    "site": ("doctor", "drill", "gc"),
+}
+"""How `--help` sorts the acts; one that stands in no group comes last."""
+
+EXAMPLES = {
+    "+experiment=demo": "the whole pipeline on this machine, in minutes",
+    "plan +experiment=cat70b": "what would run, what it needs and what is missing",
+    "+experiment=cat70b cluster=NAME": "submit the whole graph to a Slurm cluster and return",
+    "status +experiment=cat70b cluster=NAME --watch": "stages, jobs and why they wait, steps, time left",
+    "-m +experiment=smoke train.lr=1e-5,3e-5": "a sweep; stages that are equal run once",
 }
 
 
@@ -87,30 +107,23 @@ def overview() -> str:
     from cathpc.config import choices
 
     width = max(map(len, ACTS))
+    grouped = {name: [act for act in members if act in ACTS] for name, members in GROUPS.items()}
+    if others := [act for act in ACTS if not any(act in members for members in grouped.values())]:
+        grouped["others"] = others
     lines = [
         "cathpc: from public instruction data to a chat model that obeys its system prompt.",
         "",
-        "usage: python -m cathpc [ACT] [--options] [overrides]",
+        "usage: python -m cathpc [ACT] [--options] [overrides]        (or: cathpc ...)",
         "",
-        "acts (run, where none is named; `python -m cathpc ACT --help` shows its options):",
-        *(f"  {name:<{width}}  {importlib.import_module(module).HELP}" for name, module in ACTS.items()),
-        "",
-        "groups (take one with group=option; change a value with key=value):",
+        "acts; run, where none is named (`python -m cathpc ACT --help` shows an act's options):",
     ]
-    groups = ("dataset", "model", "gpt", "refusal", "score", "select", "cards", "train", "cluster")
+    for group, members in grouped.items():
+        lines.append(f"  {group}")
+        lines += [f"    {act:<{width}}  {importlib.import_module(ACTS[act]).HELP}" for act in members]
+    lines += ["", "groups of the configuration (take one with group=option; change a value with key=value):"]
+    groups = ("dataset", "model", "gpt", "refusal", "score", "select", "cards", "train", "cluster", "tracker")
     for group in ("+experiment", *groups, "+sweep"):
         lines.append(f"  {group + '=':<12} {', '.join(choices(group.lstrip('+')))}")
-    lines += [
-        "",
-        "examples:",
-        "  python -m cathpc +experiment=demo                      the whole pipeline on this machine, in minutes",
-        "  python -m cathpc plan +experiment=cat70b               what would run, and what is missing for it",
-        "  python -m cathpc +experiment=demo train.lr=3e-5        redo the training with another learning rate",
-        "  python -m cathpc -m +experiment=smoke train.lr=1e-5,3e-5    a sweep; shared stages run once",
-        "  python -m cathpc +experiment=cat70b cluster=NAME       submit the whole graph to a Slurm cluster and return",
-        "  python -m cathpc chat +experiment=demo --prompt 'Hello!'    talk to the trained model",
-        "  python -m cathpc score +experiment=demo --input mine.jsonl --output out.jsonl    score a file of your own",
-        "",
-        "exit codes: 0 done, 2 the command or its input is wrong, 1 a fault of cathpc or of the machine.",
-    ]
+    lines += ["", "examples:", *(f"  python -m cathpc {words:<46}  {what}" for words, what in EXAMPLES.items())]
+    lines += ["", "exit codes: 0 done, 2 the command or its input is wrong, 75 try again, 1 a fault of cathpc or the machine."]
     return "\n".join(lines)

@@ -23,8 +23,6 @@ from cathpc.evaluate.thoughts import THOUGHT, Splitter
 
 if TYPE_CHECKING:
     import torch
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedModel
 
     from cathpc.config import Config
     from cathpc.record import Message
@@ -264,12 +262,15 @@ class Speaker:
         """Load the model in `folder`: bfloat16 on a GPU and on CPUs that compute in it, else float32."""
         import torch
 
+        from cathpc.models import talk
+
         self.folder = folder
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
-        self.model = _load(folder)
+        self.model = talk.load(folder)
         self.device = self.model.device
-        self.raw, self.encode, self.stops = _language(folder, self.model)
+        language = talk.language(folder, self.model)
+        self.raw, self.encode, self.stops = language.raw, language.encode, language.stops
         self.generator = torch.Generator(device=self.device)
         if seed is None:
             self.generator.seed()
@@ -313,71 +314,3 @@ class Speaker:
             return int(logits.argmax())
         shares = (logits / self.temperature).softmax(dim=-1)
         return int(shares.multinomial(1, generator=self.generator))
-
-
-def _load(folder: Path) -> PreTrainedModel:
-    """The model in `folder`: safetensors only, no code of the folder."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from cathpc.models.bars import no_bars
-    from cathpc.models.tokens import clean_config
-    from cathpc.models.weights import tensors
-
-    if not folder.is_dir():
-        raise UserError(f"there is no model folder {folder}; --model takes a Hugging Face folder with safetensors")
-    fields = clean_config(folder)
-    tensors(folder)
-    name = fields.pop("model_type", "")
-    try:
-        config = AutoConfig.for_model(name, **fields)
-    except ValueError:
-        raise UserError(f"{folder}: the architecture {name!r} is not built into transformers") from None
-    if torch.cuda.is_available():
-        device, half = "cuda", True
-    else:
-        device, half = "cpu", bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    with no_bars():
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.bfloat16 if half else torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    loaded: PreTrainedModel = model.to(device).eval()
-    return loaded
-
-
-def _language(folder: Path, model: PreTrainedModel) -> tuple[Tokenizer, Callable[[list[Message]], list[int]], set[int]]:
-    """(tokenizer that decodes, messages -> ids of a prompt, ids that end an answer)."""
-    from cathpc.models.template import FILE, Template
-    from cathpc.models.weights import read_json
-
-    if (folder / FILE).is_file():
-        template = Template.load(folder)
-        return template.raw, lambda m: template.encode(m, generation_prompt=True)[0], {template.stop_id}
-
-    from transformers import PreTrainedTokenizerFast
-
-    if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"{folder} has no tokenizer.json, so nothing can be said to it")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"the tokenizer in {folder} has no chat template: this is a base model, not one to chat with. "
-            "Fine-tune it first, or name a folder with a chat_template.jinja"
-        )
-    stop = read_json(folder / "generation_config.json").get("eos_token_id", model.config.eos_token_id)
-    stops = {tokenizer.eos_token_id, *(stop if isinstance(stop, list) else [stop])} - {None}
-
-    def encode(messages: list[Message]) -> list[int]:
-        from jinja2.exceptions import TemplateError
-
-        try:
-            ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        except TemplateError as error:
-            raise UserError(f"the chat template of {folder} refuses the conversation: {error}") from None
-        return ids
-
-    return tokenizer.backend_tokenizer, encode, stops

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from cathpc import terminal
 from cathpc.config import compose
 from cathpc.errors import EXIT_DONE, EXIT_USER
 
@@ -47,11 +48,10 @@ def main(arguments: argparse.Namespace) -> int:
 
 def show(checks: list[Check]) -> None:
     """One line a check and one for what to do, under the heading of its group; a table in a terminal."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    console = terminal.console()
     width = max(len(check.name) for check in checks)
     for group in dict.fromkeys(check.group for check in checks):
         console.print(f"[bold]{escape(group)}[/bold]")

@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cathpc import terminal
 from cathpc import disk
 from cathpc.config import PathsConfig
 from cathpc.disk import Size
 from cathpc.errors import EXIT_DONE, EXIT_OURS, UserError
-from cathpc.pipeline import STAGES
+from cathpc.pipeline import BY_NAME
 from cathpc.unneeded import DAY_S, Freed, Survey, delete, survey
 
 HELP = "list what of the store no run needs, with its size; --delete removes it (first: rm -r runs/NAME)"
@@ -59,10 +60,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 def show(found: Survey, freed: Freed | None, cache: Path) -> None:
     """Print the table of the stages, what is not needed, and what the file system has left."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    console = terminal.console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("stage")
     for name in ("folders", "needed", "unneeded", "size", "inodes", "to free", "inodes"):
@@ -110,7 +110,7 @@ def show(found: Survey, freed: Freed | None, cache: Path) -> None:
 
 def _by_stage(found: Survey) -> dict[str, dict[str, int]]:
     rows = {}
-    for stage in STAGES:
+    for stage in BY_NAME.values():
         every = [f for f in found.folders if f.stage == stage.name]
         gone = [f for f in found.unneeded() if f.stage == stage.name]
         all_of, to_free = sum((f.size for f in every), Size()), sum((f.size for f in gone), Size())

@@ -7,6 +7,7 @@ import shlex
 import time
 from pathlib import Path
 
+from cathpc import terminal
 from cathpc.acts import program
 from cathpc.acts.pin import unpinned
 from cathpc.config import Config, compose, expand
@@ -71,15 +72,32 @@ def foreground(config: Config, overrides: list[str], *, targets: set[str] | None
         f"  model    {(stages / 'export').resolve() / 'model'}\n"
         f"  report   {(stages / 'report').resolve() / 'report.html'}\n"
         f"  figures  {(stages / 'report').resolve() / 'figures'}\n"
-        f"  chat     {command}",
+        f"  chat     {command}" + _tracked(config, stages.resolve(), overrides),
         markup=False,
     )
 
 
+def _tracked(config: Config, stages: Path, overrides: list[str]) -> str:
+    """Where W&B shows the run, or how it comes there."""
+    from cathpc.store import read_json
+    from cathpc.tracking import mode
+    from cathpc.tracking.described import FOLDER, NOTE
+
+    how, why = mode.mode(config.tracker)
+    if how == "disabled":
+        return ""
+    report = (stages / "report").resolve()
+    note = read_json(report / FOLDER / NOTE) or {}
+    sync = f"{program()} sync {shlex.join(overrides)}"
+    if how == "offline":
+        return f"\n  W&B      offline ({why}), in {report / 'wandb'}; with a key: {sync}"
+    if note.get("complete"):
+        return f"\n  W&B      {note['url']}"
+    return f"\n  W&B      not reached ({note.get('failure', 'no answer')}); later: {sync}"
+
+
 def submit(config: Config, overrides: list[str]) -> None:
     """Submit what the experiment lacks, print the table of its jobs and return: nothing stays behind."""
-    from rich.console import Console
-
     from cathpc.dispatch import graph
     from cathpc.dispatch.show import job_table
     from cathpc.models.contract import check_models
@@ -90,7 +108,7 @@ def submit(config: Config, overrides: list[str]) -> None:
     refuse_lost_steps(config)
     check_models(config)
     run = open_run(config, overrides)
-    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    console = terminal.console()
     rows = graph.submit(config, run, note=lambda text: console.print(f"  {text}", markup=False))
     console.print(job_table(run.name, rows))
     sent = sum(row.state == "submitted" for row in rows)

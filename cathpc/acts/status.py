@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cathpc.config import Config, compose
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Group, RenderableType
 
     from cathpc.dispatch.status import StageStatus
 
@@ -24,39 +23,30 @@ COLOURS = {"done": "green", "running": "cyan", "failed": "red", "held": "red", "
 def options(parser: argparse.ArgumentParser) -> None:
     """--json for programs, --watch for people."""
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--watch", action="store_true", help=f"look again every {EVERY_S:.0f} s until all is done")
+    parser.add_argument("--watch", action="store_true", help=f"look again every {EVERY_S:.0f} s until all is done; q leaves")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Print one line a stage, and what needs a hand below; --watch repeats it."""
-    from rich.console import Console
-
+    from cathpc import terminal
     from cathpc.dispatch.status import gather
 
     config = compose(arguments.overrides)
-    states, hindrance = gather(config)
     if arguments.json:
+        states, hindrance = gather(config)
         print(json.dumps({n: asdict(s) for n, s in states.items()} | _note(hindrance), indent=1))
         return 0
-    console = Console(highlight=False, soft_wrap=True, emoji=False)
-    if not arguments.watch:
-        console.print(view(config, states, hindrance))
-        return 0
-    if not console.is_terminal:
-        while True:
-            console.print(view(config, states, hindrance))
-            if _ended(states):
-                return 0
-            time.sleep(EVERY_S)
-            states, hindrance = gather(config)
-    from rich.live import Live
+    console = terminal.console()
+    bars = terminal.lively(console)
 
-    with Live(view(config, states, hindrance), console=console, screen=True, auto_refresh=False) as live:
-        while not _ended(states):
-            time.sleep(EVERY_S)
-            states, hindrance = gather(config)
-            live.update(view(config, states, hindrance), refresh=True)
-    console.print(view(config, states, hindrance))
+    def look() -> tuple[Group, bool]:
+        states, hindrance = gather(config)
+        return view(config, states, hindrance, bars=bars), not _ended(states)
+
+    if arguments.watch:
+        terminal.repeat(console, look, EVERY_S)
+    else:
+        console.print(look()[0])
     return 0
 
 
@@ -69,21 +59,21 @@ def _ended(states: dict[str, StageStatus]) -> bool:
     return not any(s.state in ("running", "queued", "unknown") for s in states.values())
 
 
-def view(config: Config, states: dict[str, StageStatus], hindrance: str) -> Group:
-    """The table, the training's figures, and what needs a hand."""
+def view(config: Config, states: dict[str, StageStatus], hindrance: str, *, bars: bool = False) -> Group:
+    """The table, with `bars` for stages at work, the training's figures, and what needs a hand."""
     from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=config.name, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in ("stage", "state", "jobs", "what"):
+    for name in ("stage", "state", "jobs", *(("",) if bars else ()), "what"):
         table.add_column(name, overflow="fold")
     for name, found in states.items():
         colour = COLOURS.get(found.state, "")
         ids = ", ".join(dict.fromkeys(j["id"] for j in found.jobs))
         state = f"[{colour}]{found.state}[/{colour}]" if colour else found.state
-        table.add_row(name, state, ids, escape(_what(found)))
+        table.add_row(name, state, ids, *((_bar(found),) if bars else ()), escape(_what(found)))
     below = [Text(f"{n}: {s.message}") for n, s in states.items() if s.message and s.message != s.line]
     for name, found in states.items():
         if found.failed_shards:
@@ -92,6 +82,16 @@ def view(config: Config, states: dict[str, StageStatus], hindrance: str) -> Grou
     if hindrance:
         below.append(Text(hindrance))
     return Group(table, *below)
+
+
+def _bar(found: StageStatus) -> RenderableType:
+    """How far a stage at work is; nothing where it is not known."""
+    from rich.progress_bar import ProgressBar
+
+    total = float(found.progress.get("total", 0))
+    if found.state != "running" or not total:
+        return ""
+    return ProgressBar(total=total, completed=float(found.progress["done"]), width=16)
 
 
 def _what(found: StageStatus) -> str:

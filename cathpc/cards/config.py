@@ -90,6 +90,9 @@ class CardsConfig:
     """Whether the writer is asked of each card that passed all else if it contradicts the answer."""
     max_rules: int = 5
     """Style rules a card."""
+    enact: float = 0.0
+    """Share of the records without a system prompt whose answers are edited by program so that they obey an instruction
+    that their card states (`cathpc.cards.enact`)."""
     temperature: float = 0.6
     top_k: int = 30
     """Sampling draws from this many best tokens."""

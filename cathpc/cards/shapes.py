@@ -134,7 +134,7 @@ def language(text: str) -> str:
 
 
 def likely_language(text: str) -> tuple[str, float]:
-    """The most likely language of `text` and its probability."""
+    """ISO 639-1 code of the language that `text` is most likely in, with its probability; ('', 0) for no words."""
     if not words(text):
         return "", 0.0
     code, probability = _identifier().classify(text)

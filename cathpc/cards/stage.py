@@ -2,7 +2,8 @@
 
 In: `select/kept.parquet`. Out: `carded.parquet` (the same records, in order, with a system message; without those whose
 verdict is 'dropped'), `cards.jsonl` (one row a record: verdict, card, rules, checks, attempts) and
-`cache/drafts-NNNNN.jsonl`. How a record comes to its card stands in `cathpc.cards.rounds`. Shard i holds the records
+`cache/drafts-NNNNN.jsonl`. How a record comes to its card stands in `cathpc.cards.rounds`; a share of the records gets
+a system prompt and answers edited to obey it before anything else (`cathpc.cards.enact`). Shard i holds the records
 from i x `cards.shard_records` on, and leaves its rows in `parts` until all are done. Memory grows with a shard, time
 with the cards that have to be written.
 """
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cathpc.broken import Broken, Child, among, bisect
+from cathpc.cards import enact
 from cathpc.cards.rounds import Outcome, Row, carder, layout_of, ready, unwritten
 from cathpc.record import RECORD_SCHEMA
 from cathpc.shards import clear_failed, complete, each, forget, is_done, whole
@@ -60,7 +62,8 @@ def work(config: Config, inputs: dict[str, Path], out: Path, shards: Sequence[in
 
     def one(shard: int, careful: bool) -> dict[str, Any]:
         nonlocal before
-        records = _rows(source, shard * size, size)
+        kept = _rows(source, shard * size, size)
+        records = [enact.enacted(row, cards.enact) for row in kept]
         job = (cards, cache, out, shard, before, total, config.serving)
         if careful:
             with Child(carder, *job) as attempt:
@@ -83,6 +86,7 @@ def work(config: Config, inputs: dict[str, Path], out: Path, shards: Sequence[in
         before += len(records)
         return {
             "records": len(records),
+            "enacted": sum(edited is not row for edited, row in zip(records, kept, strict=True)),
             "verdicts": Counter(o.verdict for o in outcomes),
             "rules": Counter(r.name for o in outcomes for r in o.card.rules),
             "because": Counter(_because(o) for o in outcomes if o.verdict in ("plain", "dropped") and o.checks),
@@ -185,6 +189,7 @@ def _summary(marks: list[dict[str, Any]], written: bool) -> dict[str, Any]:
     shares = {name: round(count / total, 4) for name, count in verdicts.most_common()} if total else {}
     summary: dict[str, Any] = {
         "records": total,
+        "enacted": sum(mark["enacted"] for mark in marks),
         "verdicts": dict(verdicts.most_common()),
         "shares": shares,
         "rules": dict(rules.most_common()),
@@ -205,6 +210,8 @@ def _summary(marks: list[dict[str, Any]], written: bool) -> dict[str, Any]:
     if said := sum(mark["paraphrased"] for mark in marks):
         summary["paraphrased"] = said
         line += f"; {said:,} answers said again"
+    if summary["enacted"]:
+        line += f"; {summary['enacted']:,} with an enacted rule"
     if because:
         summary["plain_because"] = dict(because.most_common())
     if written or refused:

@@ -53,9 +53,13 @@ class SourceConfig:
     hub: str = ""
     """Hub id ('org/name'); its commit is read from the lock file that `pin` writes."""
     subset: str = ""
+    """Configuration of a dataset of the Hub; '' is its only or default one."""
     split: str = "train"
+    """Split of a dataset of the Hub."""
     format: Format = Format.alpaca
+    """How a row spells a conversation."""
     component: Component = Component.general
+    """Part of the mix that its records belong to."""
     license: str = ""
     """Licence as the source states it; required."""
     generator: str = ""
@@ -76,6 +80,7 @@ class DatasetConfig:
     root: str = speed("")
     """Folder of local sources; no path may leave it."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Name -> source; a name is yours to choose."""
     decontaminate: list[str] = field(default_factory=lambda: ["probes"])
     """Evaluation sets whose text no record may share: files relative to `dataset.root`, and 'probes', the fidelity
     probes that ship with cathpc. 13 words in a row count, of a shorter text of 8 or more all of its words."""

@@ -65,10 +65,15 @@ class JobConfig:
     """What one stage asks of the site where it differs from its kind's default; 0 and '' take that."""
 
     partition: str = ""
+    """Its partition."""
     timeout_min: int = 0
+    """Its wall-clock limit, in minutes."""
     cpus: int = 0
+    """CPUs of one of its tasks."""
     mem_gb: float = 0.0
+    """Host memory of its job."""
     gpus: int = 0
+    """GPUs of its job."""
 
 
 @dataclass
@@ -76,6 +81,7 @@ class ClusterConfig:
     """Group `cluster`. Nothing in it changes a result."""
 
     kind: ClusterKind = speed(ClusterKind.local)
+    """Where stages run."""
     cores: int = speed(0)
     """Cores that local stages share; 0 takes what this process may use."""
     nodes: int = speed(1)
@@ -101,8 +107,11 @@ class ClusterConfig:
     network_partition: str = speed("")
     """Partition whose nodes reach the Hub: `pull` and `base` run there. '' there is none: `fetch` does both."""
     account: str = speed("")
+    """Account that is charged."""
     qos: str = speed("")
+    """Quality of service."""
     constraint: str = speed("")
+    """Features that nodes must have, as Slurm writes them."""
     exclude: str = speed("")
     """Nodes that are not taken, as Slurm writes them ('node[3-5]')."""
     gpu_type: str = speed("")
@@ -154,6 +163,7 @@ class ClusterConfig:
 
     # --- going on ---
     requeue: Requeue = speed(Requeue.scontrol)
+    """How the training comes back."""
     segments: int = speed(4)
     """Jobs chained for the training where `requeue` is chain."""
     lead_s: int = speed(120)

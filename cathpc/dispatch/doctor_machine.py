@@ -120,9 +120,9 @@ def _hub_token() -> bool:
 
 
 def _wandb_key() -> bool:
-    from cathpc.report.wandb import _has_key
+    from cathpc.tracking.mode import has_key
 
-    return _has_key()
+    return has_key()
 
 
 def keys(config: Config, hub: bool, wandb: bool) -> list[Check]:
@@ -139,7 +139,7 @@ def keys(config: Config, hub: bool, wandb: bool) -> list[Check]:
     elif mode == "online":
         checks.append(warn("W&B", "tracker.mode is online and there is no key", "wandb login, or set WANDB_API_KEY"))
     else:
-        advice = "nothing is lost: the report prints the line that sends the run; for more: wandb login"
+        advice = "nothing is lost: `sync` sends the run later; for that: wandb login"
         checks.append(warn("W&B", "no key (WANDB_API_KEY or ~/.netrc): the run is written offline", advice))
     bases = (config.model.base, config.gpt.base, config.refusal.base, *config.cards.models)
     entries = lock.read()["models"]

@@ -18,7 +18,7 @@ from cathpc.dispatch import slurm
 from cathpc.dispatch.config import ClusterConfig, JobConfig, Requeue, Runtime
 from cathpc.dispatch.doctor_check import Check, fail, warn, well
 from cathpc.dispatch.requests import shape
-from cathpc.pipeline import STAGES, Place
+from cathpc.pipeline import STAGES, Place, stages
 
 Rows = list[dict[str, str]]
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "srun")
@@ -97,7 +97,7 @@ def table(text: str) -> Rows:
 def needs(config: Config) -> list[Need]:
     """What the stages ask for, each once: the training first, then the largest."""
     found: dict[Need, None] = {}
-    for stage in STAGES:
+    for stage in stages(config):
         took, own = shape(stage, config), config.cluster.stages.get(stage.name, JobConfig())
         if stage.place is Place.network and not config.cluster.network_partition:
             continue  # `fetch` does it

@@ -20,8 +20,8 @@ from cathpc.dispatch import slurm
 from cathpc.dispatch.config import SECRET, ClusterConfig, Runtime
 from cathpc.errors import UserError
 
-PASSED = {"network": ("HF_TOKEN",), "report": ("WANDB_API_KEY",)}
-"""What a job that needs a key gets of it: by the kind of its place, or by its stage."""
+PASSED = {"network": ("HF_TOKEN",)}
+"""Keys that a job gets, by the kind of its place; where nodes have a network, each gets that of W&B besides."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,8 @@ def executor(request: Request, cluster: ClusterConfig) -> Executor:
 
 def _prefix(request: Request, cluster: ClusterConfig) -> list[str]:
     """sbatch hands on the user's environment; secrets are left out of it, by name."""
-    passed = (*PASSED.get(request.place, ()), *PASSED.get(request.stage, ()), *request.keys)
+    tracked = () if cluster.offline_nodes else ("WANDB_API_KEY",)
+    passed = (*PASSED.get(request.place, ()), *tracked, *request.keys)
     hidden = sorted(n for n in os.environ if SECRET.search(n) and n not in passed)
     prefix = ["env", *(word for name in hidden for word in ("-u", name))]
     if cluster.slurm_conf and "SLURM_CONF" not in os.environ:

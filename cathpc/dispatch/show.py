@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cathpc.pipeline import STAGES
+from cathpc import terminal
+from cathpc.pipeline import OPTIONAL, STAGES
 from cathpc.progress import duration
 
 if TYPE_CHECKING:
@@ -23,13 +24,13 @@ class Show:
     """Progress of a walk; `console` decides between live bars (a terminal) and lines (a file, a pipe)."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True, emoji=False)
+        self.console = console or terminal.console()
         self.worked = 0
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._began: dict[str, tuple[float, float]] = {}
         self._spoke: dict[str, float] = {}
-        if self.console.is_terminal:
+        if terminal.lively(self.console):
             self._live = Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description:<10}"),
@@ -117,7 +118,7 @@ def stage_table(title: str, states: dict[str, tuple[str, str]], times: dict[str,
     table.add_column("state")
     table.add_column("time")
     table.add_column("what", overflow="fold")
-    for stage in STAGES:
+    for stage in (*STAGES, *(s for s in OPTIONAL if s.name in states)):
         state, remark = states.get(stage.name, ("", ""))
         table.add_row(stage.name, state, times.get(stage.name, ""), remark or stage.does)
     return table

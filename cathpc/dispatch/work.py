@@ -36,6 +36,7 @@ from cathpc.errors import (
 )
 from cathpc.models import fetch
 from cathpc.pipeline import BY_NAME
+from cathpc.tracking.beside import tracked
 
 _REFUSED = {errno.EACCES, errno.EPERM}
 FOLLOW_S = 300.0
@@ -111,8 +112,9 @@ def _run(name: str, config: Config, place: store.Place, job: str, rank: int, *, 
         used = store.begin(place)  # the other ranks wait for it
         function = stage.finish() if last else stage.function()  # imported where there is work: torch takes seconds
         started, clock = time.time(), time.perf_counter()
-        summary = function(visible, place.inputs, place.folder)
-        store.commit(place, config, summary, used, started=started, seconds=time.perf_counter() - clock)
+        with tracked(config, place):
+            summary = function(visible, place.inputs, place.folder)
+            store.commit(place, config, summary, used, started=started, seconds=time.perf_counter() - clock)
 
 
 def _job_state(folder: Path) -> lease.JobState:

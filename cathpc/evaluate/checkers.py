@@ -1,7 +1,8 @@
 """The checks of probes: small pure functions, answer and parameters in, verdict out.
 
 A probe writes a check as {"type": NAME, parameter: value ...}; NAME is a key of `CHECKS`, the parameters are those of
-the function. None passes an empty answer. Case does not count where phrases are compared.
+the function, those with a default may be left out. None passes an empty answer. Case does not count where phrases are
+compared.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def begins_with(answer: str, phrase: str) -> bool:
 def contains_any(answer: str, phrases: list[str]) -> bool:
     """At least one of `phrases` occurs, as whole words."""
     return any(shapes.contains(answer, p) for p in phrases)
+
+
+def fact(answer: str, phrases: list[str]) -> bool:
+    """A fact of the card is told: at least one of `phrases` occurs. Consistency of the character is measured by it."""
+    return contains_any(answer, phrases)
 
 
 def contains_all(answer: str, phrases: list[str]) -> bool:
@@ -73,9 +79,10 @@ def no_list(answer: str) -> bool:
     return not (shapes.numbered(answer) or shapes.bullets(answer))
 
 
-def language(answer: str, code: str) -> bool:
-    """The answer has at least three words and is most likely in the language `code` (ISO 639-1)."""
-    return len(shapes.words(answer)) >= 3 and shapes.language(answer) == code
+def language(answer: str, code: str, least: float = 0.5) -> bool:
+    """At least three words, in the language `code` (ISO 639-1) with probability `least` or more."""
+    found, probability = shapes.likely_language(answer)
+    return len(shapes.words(answer)) >= 3 and found == code and probability >= least
 
 
 def max_words(answer: str, words: int) -> bool:
@@ -91,6 +98,27 @@ def min_words(answer: str, words: int) -> bool:
 def sentences(answer: str, count: int) -> bool:
     """Exactly `count` sentences."""
     return len(shapes.sentences(answer)) == count
+
+
+def max_sentences(answer: str, count: int) -> bool:
+    """At least one sentence, at most `count`."""
+    return 0 < len(shapes.sentences(answer)) <= count
+
+
+def max_chars(answer: str, chars: int) -> bool:
+    """At most `chars` characters, spaces included."""
+    return bool(shapes.words(answer)) and len(answer) <= chars
+
+
+def lines(answer: str, count: int) -> bool:
+    """Exactly `count` lines that are not blank."""
+    return sum(bool(line.strip()) for line in answer.splitlines()) == count
+
+
+def wrapped(answer: str, left: str, right: str) -> bool:
+    """Begins with `left`, ends with `right`, and there are words between them."""
+    inner = answer.removeprefix(left).removesuffix(right)
+    return answer.startswith(left) and answer.endswith(right) and bool(shapes.words(inner))
 
 
 def uppercase(answer: str) -> bool:
@@ -121,14 +149,16 @@ def no_reasoning(answer: str) -> bool:
 CHECKS: dict[str, Callable[..., bool]] = {
     f.__name__: f
     for f in (
-        ends_with, begins_with, contains_any, contains_all, contains_none, no_text, json_object, numbered, bullets,
-        no_list, language, max_words, min_words, sentences, uppercase, lowercase, matches, reasoning, no_reasoning,
+        ends_with, begins_with, contains_any, fact, contains_all, contains_none, no_text, json_object, numbered,
+        bullets, no_list, language, max_words, min_words, sentences, max_sentences, max_chars, lines, wrapped, uppercase,
+        lowercase, matches, reasoning, no_reasoning,
     )
 }  # fmt: skip
 
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "str": lambda v: isinstance(v, str) and v != "",
     "int": lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0,
+    "float": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1,
     "list[str]": lambda v: isinstance(v, list) and len(v) > 0 and all(isinstance(x, str) and x for x in v),
 }
 
@@ -137,6 +167,12 @@ def parameters(kind: str) -> dict[str, str]:
     """Names and types of the parameters of a check."""
     found = inspect.signature(CHECKS[kind]).parameters.values()
     return {p.name: str(p.annotation) for p in found if p.name != "answer"}
+
+
+def required(kind: str) -> list[str]:
+    """The parameters that a check must give."""
+    found = inspect.signature(CHECKS[kind]).parameters.values()
+    return [p.name for p in found if p.name != "answer" and p.default is p.empty]
 
 
 def fault(check: Any, turns: int) -> str:
@@ -148,7 +184,7 @@ def fault(check: Any, turns: int) -> str:
         return f"unknown check {kind!r}; there are: {', '.join(sorted(CHECKS))}"
     wanted = parameters(kind)
     given = {k: v for k, v in check.items() if k not in ("type", "turn")}
-    if missing := sorted(set(wanted) - set(given)):
+    if missing := sorted(set(required(kind)) - set(given)):
         return f"check {kind!r} lacks {', '.join(missing)}"
     if unknown := sorted(set(given) - set(wanted)):
         return f"check {kind!r} has no parameter {', '.join(unknown)}; it takes: {', '.join(wanted) or 'none'}"

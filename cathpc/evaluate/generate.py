@@ -94,7 +94,7 @@ def generate(
     model: Any,
     prompts: list[list[int]],
     *,
-    stop_id: int,
+    stop_id: int | Set[int],
     pad_id: int,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -105,7 +105,8 @@ def generate(
     steer: Steer | None = None,
     prefixes: list[prefix.Prefix] | None = None,
 ) -> list[list[int]]:
-    """The tokens that `model` writes after each of `prompts` (one batch), up to `stop_id`, which is left out.
+    """The tokens that `model` writes after each of `prompts` (one batch), up to `stop_id` (or one of several), which is
+    left out.
 
     `seeds` (one string a prompt) is needed where `temperature` > 0. Tokens already written get less likely by
     `repetition_penalty` (1 is off), except those in `unpenalised`. `steer` may replace each chosen token.
@@ -114,6 +115,7 @@ def generate(
     assert temperature == 0 or seeds is not None
     if not prompts:
         return []
+    stops = stop_id if isinstance(stop_id, Set) else {stop_id}
     device = model.device
     written: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
@@ -148,7 +150,7 @@ def generate(
         for at, row in enumerate(rows):
             token = steer(row, written[row], chosen[at]) if steer is not None else chosen[at]
             chosen[at] = token
-            if token != stop_id:
+            if token not in stops:
                 written[row].append(token)
                 live.append(at)
         if not live:

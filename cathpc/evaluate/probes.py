@@ -1,20 +1,22 @@
 """Probes: system prompts with instructions whose fulfilment a program can see.
 
-In: a JSONL file, one probe a line: {"id", "family", "messages": [system, user, user, ...], "checks": [{"type", ...}]}.
-The answers between the user turns are the model's. A check is held against every answer, or with "turn": N against the
+In: a JSONL file, one probe a line: {"id", "family", "messages": [system, user, user, ...], "checks": [{"type", ...}]},
+and "conflicts": [N, ...], the user turns (from 1) that ask for the contrary of the card, where there are some. The
+answers between the user turns are the model's. A check is held against every answer, or with "turn": N against the
 N-th.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cathpc.errors import UserError
 from cathpc.evaluate.checkers import Check, fault
 from cathpc.record import Message, unit_hash
 
+KEYS = ("id", "family", "messages", "checks")
 SHIPPED = Path(__file__).parents[1] / "assets" / "probes.jsonl"
 
 
@@ -26,6 +28,8 @@ class Probe:
     family: str
     messages: list[Message]
     checks: list[Check]
+    conflicts: list[int] = field(default_factory=list)
+    """User turns, from 1, that ask for the contrary of the card."""
 
     @property
     def turns(self) -> int:
@@ -60,9 +64,9 @@ def _probe(line: str) -> Probe:
         row = json.loads(line)
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(row, dict) or set(row) != {"id", "family", "messages", "checks"}:
+    if not isinstance(row, dict) or set(row) - {"conflicts"} != set(KEYS):
         seen = ", ".join(sorted(row)) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"an object with id, family, messages and checks is expected, seen: {seen}")
+        raise ValueError(f"an object with id, family, messages and checks (and conflicts) is expected, seen: {seen}")
     for key in ("id", "family"):
         if not isinstance(row[key], str) or not row[key]:
             raise ValueError(f"{key}={row[key]!r}, a text is expected")
@@ -78,9 +82,12 @@ def _probe(line: str) -> Probe:
     if not isinstance(row["checks"], list) or not row["checks"]:
         raise ValueError("checks: a list with at least one check is expected")
     probe = Probe(**row)
-    for check in probe.checks:
+    for number, check in enumerate(probe.checks, 1):
         if wrong := fault(check, probe.turns):
-            raise ValueError(wrong)
+            raise ValueError(f"checks, number {number}: {wrong}")
+    turns = range(1, probe.turns + 1)
+    if not isinstance(probe.conflicts, list) or not all(type(t) is int and t in turns for t in probe.conflicts):
+        raise ValueError(f"conflicts={probe.conflicts!r}, a list of user turns from 1 to {probe.turns} is expected")
     return probe
 
 

@@ -1,133 +1,43 @@
 """The stage `evaluate`: does the model obey its system prompt? Base and tuned side by side on the same probes.
 
-In: `base/model` and `export/model` (Hugging Face folders with a template). Out: `answers.jsonl` (every answer of both
-with its verdicts) and `fidelity.json` (rates by family with bootstrap intervals). Greedy decoding; time grows with
-probes x turns x `evaluate.max_new_tokens`, memory with the batch. The same config gives the same files.
+In: `base/model` and `export/model` (Hugging Face folders with a template), the checkpoints of `train`, the reference
+GPT and the refusal classifier. Out: `answers.jsonl` (every answer of both with its verdicts), `requests.jsonl` (answers
+to requests that only look unsafe and to some that are, with their refusal scores) and `fidelity.json`:
+
+    base, tuned   rates over all probes (`cathpc.evaluate.rates`), `style` (thought, lengths), `perplexity`
+    difference    share, low, high of the probes that pass wholly, tuned - base, paired; and of each rate
+    families      family -> probes, base, tuned, difference
+    taught, unseen   the same over the families outside and inside of `evaluate.unseen`; null where there are none
+    refusal       kind of request ('benign', 'unsafe') -> share refused by base and tuned, difference
+    milestones    step and rates of each checkpoint that the training kept, the last one is the tuned model
+    models        model -> shares of probes that pass wholly, over `all` and by `families`
+
+The rows of one model are on the disk as soon as it has answered, and are not asked for again after a kill. Greedy
+decoding; time grows with probes x turns x `evaluate.max_new_tokens`, memory with the batch. The same config gives the
+same files.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from cathpc.evaluate import generate, probes
-from cathpc.evaluate.checkers import judge
+from cathpc.evaluate import measures, probes, rates
+from cathpc.evaluate.sessions import ask
 from cathpc.models.weights import write_text
 from cathpc.progress import counter
-from cathpc.record import Message
 
 if TYPE_CHECKING:
     from cathpc.config import Config
     from cathpc.evaluate.config import EvaluateConfig
     from cathpc.evaluate.probes import Probe
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-
-
-@dataclass
-class Session:
-    """One probe with the answers of one model."""
-
-    probe: Probe
-    talk: list[Message]
-    answers: list[str]
-    cut: int = 0
-    """Answers that ended at the token limit or for want of room in the window."""
-
-    def row(self, model: str) -> dict[str, Any]:
-        """The session as a row of `answers.jsonl`; `messages` is what stood before the last answer."""
-        checks = judge(self.probe.checks, self.answers)
-        failed = [f"{c['type']} in turn {c['turn']}" for c in checks if not c["passed"]]
-        return {
-            "probe": self.probe.id,
-            "family": self.probe.family,
-            "model": model,
-            "passed": not failed,
-            "why": "; ".join(failed),
-            "messages": self.talk[:-1],
-            "answer": self.answers[-1],
-            "answers": self.answers,
-            "checks": checks,
-            "cut": self.cut,
-        }
-
-
-def ask(
-    folder: Path, chosen: list[Probe], config: EvaluateConfig, progress: Callable[[int], None] = lambda answers: None
-) -> list[Session]:
-    """Hold all `chosen` conversations with the model in `folder`, turn by turn, in batches of like length.
-
-    An answer whose prompt leaves no room in the model's window stays empty and passes no check. `progress` hears the
-    number of answers so far.
-    """
-    model, template = generate.load(folder, config.dtype)
-    room = generate.window(model.config)
-    sessions = [Session(p, [p.messages[0]], []) for p in chosen]
-    done = 0
-    for turn in range(1, max(p.turns for p in chosen) + 1):
-        waiting = []
-        for session in (s for s in sessions if s.probe.turns >= turn):
-            session.talk.append(session.probe.messages[turn])
-            ids, _ = template.encode(session.talk, generation_prompt=True)
-            waiting.append((ids, session))
-        waiting.sort(key=lambda pair: (len(pair[0]), pair[1].probe.id))
-        for start in range(0, len(waiting), config.batch_size):
-            batch = waiting[start : start + config.batch_size]
-            fits = [(ids, session) for ids, session in batch if len(ids) + config.max_new_tokens <= room]
-            written = generate.generate(
-                model,
-                [ids for ids, _ in fits],
-                stop_id=template.stop_id,
-                pad_id=template.pad_id,
-                max_new_tokens=config.max_new_tokens,
-            )
-            answers = {id(session): ids for (_, session), ids in zip(fits, written, strict=True)}
-            for _, session in batch:
-                tokens = answers.get(id(session))
-                answer = template.decode(tokens).strip() if tokens is not None else ""
-                session.cut += tokens is None or len(tokens) >= config.max_new_tokens
-                session.answers.append(answer)
-                session.talk.append({"role": "assistant", "content": answer})
-            done += len(batch)
-            progress(done)
-    return sessions
-
-
-def interval(values: Floats, resamples: int, seed: int) -> tuple[float, float]:
-    """The 95% percentile-bootstrap interval of the mean of `values` (Efron 1979)."""
-    draws = np.random.default_rng(seed).integers(0, values.size, size=(resamples, values.size))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _share(passed: list[bool], config: EvaluateConfig) -> dict[str, float]:
-    values = np.array(passed, dtype=np.float64)
-    low, high = interval(values, config.resamples, config.seed)
-    return {"share": float(values.mean()), "low": low, "high": high, "probes": len(passed)}
-
-
-def fidelity(rows: dict[str, list[dict[str, Any]]], config: EvaluateConfig) -> dict[str, Any]:
-    """Shares of probes passed, all and by family, and the paired difference tuned - base; `rows` by model."""
-    models: dict[str, Any] = {}
-    for model, answers in rows.items():
-        families = sorted({a["family"] for a in answers})
-        verdicts = [c["passed"] for a in answers for c in a["checks"]]
-        models[model] = {
-            "all": _share([a["passed"] for a in answers], config),
-            "families": {f: _share([a["passed"] for a in answers if a["family"] == f], config) for f in families},
-            "checks": {"share": float(np.mean(verdicts)), "checks": len(verdicts)},
-            "cut_answers": sum(a["cut"] for a in answers),
-        }
-    pairs = zip(rows["tuned"], rows["base"], strict=True)
-    change = np.array([float(tuned["passed"]) - float(base["passed"]) for tuned, base in pairs])
-    low, high = interval(change, config.resamples, config.seed)
-    return {"models": models, "difference": {"share": float(change.mean()), "low": low, "high": high}}
+Row = dict[str, Any]
+PARTS = "parts"
 
 
 def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -135,29 +45,137 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     settings = config.evaluate
     every = probes.read(Path(settings.probes) if settings.probes else probes.SHIPPED)
     chosen = probes.choose(every, settings.max_probes, settings.seed)
-    turns = sum(p.turns for p in chosen)
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for number, (name, stage) in enumerate((("base", "base"), ("tuned", "export"))):
-        before = number * turns
-        sessions = ask(
-            inputs[stage] / "model",
-            chosen,
-            settings,
-            counter(out, before, 2 * turns, "answers"),
-        )
-        rows[name] = [session.row(name) for session in sessions]
-        gc.collect()  # the first model leaves before the second comes
-    result = fidelity(rows, settings)
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for name in rows for row in rows[name]]
-    write_text(out / "answers.jsonl", "".join(lines))
+    wanted = measures.requests(settings.max_requests)
+    some = probes.choose(every, settings.milestone_probes, settings.seed) if settings.milestone_probes else []
+    steps = _milestones(inputs["train"]) if some else []
+    asking = _Asking(out, settings, 2 * (_turns(chosen) + len(wanted)) + len(steps) * _turns(some))
+
+    folders = {"base": inputs["base"] / "model", "tuned": inputs["export"] / "model"}
+    answers = {name: asking.rows(name, folder, chosen) for name, folder in folders.items()}
+    refused = {name: asking.rows(f"{name}-requests", folder, wanted) for name, folder in folders.items()}
+    curve = []
+    for step in steps:
+        with _Exported(config, inputs, out, step) as folder:
+            curve.append((step, asking.rows(f"step-{step}", folder, some)))
+    asked_last = {p.id for p in some}
+    curve.append((_last(inputs["export"]), [r for r in answers["tuned"] if r["probe"] in asked_last]))
+
+    result = fidelity(answers, settings)
+    for name, rows in answers.items():
+        result[name]["style"] = measures.style(rows, settings)
+        result[name]["perplexity"] = measures.perplexity(rows, inputs["reference"] / "model", settings)
+    if wanted:
+        result["refusal"] = measures.refusals(refused, inputs["refusal"] / "model", settings)
+    result["milestones"] = [
+        {"step": step, **rates.compared({"tuned": rows}, settings.resamples, settings.seed)}
+        for step, rows in curve
+        if rows
+    ]
+    _write_rows(out / "answers.jsonl", [row for rows in answers.values() for row in rows])
+    _write_rows(out / "requests.jsonl", [row for rows in refused.values() for row in rows])
     write_text(out / "fidelity.json", json.dumps(result, indent=1) + "\n")
-    base, tuned, change = result["models"]["base"]["all"], result["models"]["tuned"]["all"], result["difference"]
+    shutil.rmtree(out / PARTS, ignore_errors=True)
+    base, tuned, change = (result[name]["isr"] for name in ("base", "tuned", "difference"))
     return {
-        **result,
+        "models": result["models"],
+        "difference": result["difference"],
+        "unseen": result["unseen"],
+        "refusal": result.get("refusal"),
         "probes": len(chosen),
-        "turns": turns,
+        "turns": _turns(chosen),
         "line": (
-            f"{len(chosen)} probes: base passes {base['share']:.0%}, tuned {tuned['share']:.0%} "
+            f"{len(chosen)} probes: base follows {base['share']:.0%} of the instructions, tuned {tuned['share']:.0%} "
             f"(difference {change['share']:+.0%}, 95% interval {change['low']:+.0%} to {change['high']:+.0%})"
         ),
     }
+
+
+def fidelity(rows: dict[str, list[Row]], config: EvaluateConfig) -> dict[str, Any]:
+    """What `fidelity.json` says of the probes; `rows` by model ('base', 'tuned'), of the same probes in one order."""
+
+    def rated(chosen: Callable[[Row], bool] = lambda row: True) -> dict[str, Any]:
+        return rates.compared(rows, config.resamples, config.seed, chosen)
+
+    families = {f: rated(lambda row, f=f: row["family"] == f) for f in sorted({r["family"] for r in rows["base"]})}
+    over_all = rated()
+    models = {
+        model: {
+            "all": over_all[model]["sessions"],
+            "families": {family: found[model]["sessions"] for family, found in families.items()},
+            "cut_answers": sum(row["cut"] for row in answered),
+        }
+        for model, answered in rows.items()
+    }
+    unseen = set(config.unseen) & set(families)
+    return {
+        "base": over_all["base"],
+        "tuned": over_all["tuned"],
+        "difference": {**over_all["difference"]["sessions"], **over_all["difference"]},
+        "families": families,
+        "taught": rated(lambda row: row["family"] not in unseen) if unseen < set(families) else None,
+        "unseen": rated(lambda row: row["family"] in unseen) if unseen else None,
+        "models": models,
+    }
+
+
+class _Asking:
+    """Asks models and keeps their rows: what a model has answered is not asked again after a kill."""
+
+    def __init__(self, out: Path, config: EvaluateConfig, total: int) -> None:
+        self._out, self._config = out, config
+        self._done, self._total = 0, total
+        (out / PARTS).mkdir(exist_ok=True)
+
+    def rows(self, name: str, folder: Path, chosen: list[Probe]) -> list[Row]:
+        """The rows of the model in `folder`, in the order of `chosen`."""
+        path = self._out / PARTS / f"{name}.jsonl"
+        if not path.exists():
+            progress = counter(self._out, self._done, self._total, "answers")
+            model = name.removesuffix("-requests")
+            _write_rows(path, [s.row(model) for s in ask(folder, chosen, self._config, progress)] if chosen else [])
+            gc.collect()  # the model leaves before the next one comes
+        self._done += _turns(chosen)
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class _Exported:
+    """The model of a milestone as a Hugging Face folder, for as long as it is asked."""
+
+    def __init__(self, config: Config, inputs: dict[str, Path], out: Path, step: int) -> None:
+        self._arguments, self._folder = (config, inputs), out / ".milestone"
+        self._step = step
+
+    def __enter__(self) -> Path:
+        from cathpc.train import export
+
+        self._folder.mkdir(exist_ok=True)
+        export.run(*self._arguments, self._folder, step=self._step)
+        return self._folder / "model"
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._folder)
+
+
+def _milestones(train: Path) -> list[int]:
+    """Steps of the checkpoints kept at the ends of epochs, rising, without the newest one, which is exported."""
+    from cathpc.train import history
+
+    found = history.committed(train / "checkpoints")
+    return sorted(history.step_of(c) for c in found[1:] if history.manifest(c).get("milestone"))
+
+
+def _last(export: Path) -> int | None:
+    """The step of the exported checkpoint, as far as the stage that exported it says."""
+    from cathpc.store import read_json
+    from cathpc.train import history
+
+    name = ((read_json(export / "manifest.json") or {}).get("summary") or {}).get("checkpoint")
+    return history.step_of(Path(name)) if name else None
+
+
+def _turns(chosen: list[Probe]) -> int:
+    return sum(p.turns for p in chosen)
+
+
+def _write_rows(path: Path, rows: list[Row]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -65,9 +65,13 @@ class GptConfig:
     train_tokens: int = 100_000
     """Answer and prompt tokens that each GPT trains on."""
     epochs: int = 1
+    """Passes over those tokens."""
     seq_len: int = 512
+    """Longest conversation in tokens; a longer one is cut there."""
     batch_tokens: int = 2048
+    """Tokens of a training step, padding included."""
     lr: float = 1e-4
+    """Peak of the learning rate: AdamW, a warm-up of 5% of the steps, then a linear decay to a tenth."""
     heldout_share: float = 0.1
     """Share of the prompts that neither GPT trains on."""
     heldout_tokens: int = 8_000
@@ -79,6 +83,7 @@ class GptConfig:
     dtype: Dtype = Dtype.bfloat16
     """Of the matrix products; weights and optimizer are float32. bfloat16 is 2.6 times as fast on a CPU that has it."""
     seed: int = 0
+    """Of the split, of the choice of records and of their order."""
 
 
 @dataclass
@@ -92,8 +97,11 @@ class RefusalConfig:
     prompt_len: int = 40
     """Tokens of the prompt that stand before each window, at most a quarter of it."""
     epochs: int = 3
+    """Passes over all answers; what looks like a mislabelled one is left out of the second half of them."""
     batch_size: int = 16
+    """Answers of a training step."""
     lr: float = 5e-5
+    """Peak of the learning rate, which rises over the first tenth and falls to 0."""
     folds: int = 3
     """Classifiers that are trained without a part of the prompts each: their judgement of that part calibrates and
     measures the one that is trained on all."""
@@ -105,6 +113,7 @@ class RefusalConfig:
     cutoff: float = 0.2
     """Where precision and recall are reported."""
     seed: int = 0
+    """Of the folds, of the choice of unlabelled answers and of their order."""
 
 
 @dataclass
@@ -115,6 +124,7 @@ class ScoreConfig:
     """Longest conversation that is scored, in tokens; a longer one gets the status 'too_long'. At most the context of
     `gpt.base`."""
     dtype: Dtype = Dtype.bfloat16
+    """Of the scoring models; bfloat16 is within 0.01 nat a token of float32 on average."""
     batch_tokens: int = speed(1024)
     """Tokens a forward pass, padding included. What a batch needs should stay in the cache of a CPU's cores; a GPU
     wants some 32,768."""
@@ -122,7 +132,9 @@ class ScoreConfig:
     """With the next two: records that selection will never want, whatever its thresholds; they are counted and not
     scored (status 'skipped'), and `select` drops them by its own rule of the same name, which must be as strict."""
     min_correlatives: int = 0
+    """Least number of correlatives."""
     languages: list[str] = field(default_factory=list)
+    """ISO 639-1 codes; [] is any."""
     lexicon: str = ""
     """YAML file of correlatives and step markers; '' is the one that ships with cathpc."""
     threads: int = speed(0)

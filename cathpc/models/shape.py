@@ -25,14 +25,19 @@ class ShapeConfig:
     of: str = ""
     """The model that they belong to; another `model.base` ignores them."""
     layers: int = 0
+    """num_hidden_layers."""
     width: int = 0
     """hidden_size."""
     mlp_width: int = 0
     """intermediate_size."""
     heads: int = 0
+    """num_attention_heads."""
     kv_heads: int = 0
+    """num_key_value_heads."""
     head_dim: int = 0
+    """Width of one head."""
     vocab: int = 0
+    """vocab_size."""
     tied: bool = False
     """The output layer is the embedding."""
 

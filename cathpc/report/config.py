@@ -1,29 +1,8 @@
-"""Config of the report and of tracking."""
+"""Config of the report."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
-
-from cathpc.schema import speed
-
-
-class WandbMode(Enum):
-    """auto: online where a key is present (WANDB_API_KEY or netrc), else offline; WANDB_MODE overrides it."""
-
-    auto = "auto"
-    online = "online"
-    offline = "offline"
-    disabled = "disabled"
-
-
-@dataclass
-class TrackerConfig:
-    """Group `tracker`: where a run is shown; none of it changes what is made."""
-
-    mode: WandbMode = speed(WandbMode.auto)
-    project: str = speed("cathpc")
-    entity: str = speed("")
 
 
 @dataclass
@@ -34,5 +13,7 @@ class ReportConfig:
     """Heading of the page; '' is the experiment's name."""
     max_points: int = 6_000
     """Points drawn in a figure of single records; of more, a sample by a hash of their ids."""
+    explained: int = 24
+    """Records shown whole, with every rule, besides those that came nearest to passing."""
     examples: int = 12
     """Cards shown with their verdicts; answers of the base and the tuned model side by side are half as many."""

@@ -20,6 +20,7 @@ from cathpc.report.gather import Facts
 from cathpc.report.html import number, percent, words
 from cathpc.report.measures import floats, generator_rows, of_component, ok, quality_cuts, rule_counts, source_counts
 from cathpc.report.picture import Picture
+from cathpc.report.sampling import nearest
 from cathpc.report.style import in_order
 from cathpc.report.tables import LABELS, first_user, label, table
 
@@ -82,10 +83,10 @@ def flow(facts: Facts) -> dict[str, Any]:
         ),
         "rejects": table("Rows set aside while reading, by reason", ["reason", *facts.sources, "all"], rejects),
         "nearest": table(
-            "Of the records that each rule dropped, the one that came nearest to passing: `explain`, with its id, "
-            "shows what it says, where it came from and every rule",
+            "Of the records that each rule dropped, the one that came nearest to passing",
             ["rule", "record", "source", "value", "threshold"],
             [[words(rule), *row] for rule, _ in drops if (row := _nearest(facts, rule))],
+            link=1,
         ),
     }
 
@@ -250,14 +251,8 @@ def kept_rows(facts: Facts) -> pa.Table:
 
 def _nearest(facts: Facts, rule: str) -> list[Any] | None:
     """[id, source, value, threshold] of the record that `rule` dropped by least; None where it compares no numbers."""
-    rows = facts.scored.filter(pc.equal(facts.scored["rule"], rule))
-    off = pc.abs(pc.subtract(rows["value"], rows["threshold"]))
-    if off.null_count == len(off):
-        return None
-    row = (
-        rows.slice(pc.index(off, pc.min(off)).as_py(), 1).select(["id", "source", "value", "threshold"]).to_pylist()[0]
-    )
-    return list(row.values())
+    rows = nearest(facts.scored, rule).select(["id", "source", "value", "threshold"]).to_pylist()
+    return list(rows[0].values()) if rows else None
 
 
 def _setting(settings: Mapping[str, Any], rule: str) -> str:

@@ -1,7 +1,7 @@
-"""The report's figures as files: `Facts` in, PNG and SVG out, both for people and for trackers.
+"""Which figures there are: as files (PNG and SVG, for print, slides and trackers) and as the page's charts.
 
-The modules `plots*` draw; here stands which figures there are. What they show, their captions and their alternative
-texts, stands in the modules `figures_*`. A figure without data is left out.
+The modules `plots*` and `charts*` draw. What figures show, their captions and their alternative texts, stands in the
+modules `figures_*`. A figure without data is left out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,17 @@ from pathlib import Path
 
 from matplotlib import rc_context
 
-from cathpc.report import figures_flow, figures_scorers, figures_scores, figures_training
+from cathpc.report import (
+    charts_flow,
+    charts_scorers,
+    charts_scores,
+    charts_training,
+    figures_flow,
+    figures_scorers,
+    figures_scores,
+    figures_training,
+)
+from cathpc.report.charts import Chart
 from cathpc.report.gather import Facts
 from cathpc.report.picture import Picture
 from cathpc.report.style import STYLE
@@ -31,6 +41,25 @@ def draw(facts: Facts, folder: Path, *, max_points: int) -> dict[str, Picture]:
             **figures_scorers.generators(facts, folder),
             **figures_scorers.reliability(facts, folder),
             **figures_training.training(facts, folder),
+            **figures_training.goodput(facts, folder),
             **figures_training.fidelity(facts, folder),
+            **figures_training.milestone_curve(facts, folder),
             **figures_training.time(facts, folder),
         }
+
+
+def chart(facts: Facts) -> dict[str, Chart]:
+    """The page's charts, by the keys of the pictures in `draw`; what is said there of time and memory holds here."""
+    source = charts_scores.records(facts)
+    return {
+        **charts_flow.flow(facts),
+        **charts_scores.population(facts, source),
+        **charts_scores.lengths(facts),
+        **charts_scores.scores_by_length(facts, source),
+        **charts_scorers.generators(facts),
+        **charts_scorers.reliability(facts),
+        **charts_training.training(facts),
+        **charts_training.goodput(facts),
+        **charts_training.fidelity(facts),
+        **charts_flow.time(facts),
+    }

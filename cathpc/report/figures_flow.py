@@ -22,8 +22,8 @@ PANELS = 12
 """Panels of sources at most."""
 
 
-def flow(facts: Facts, folder: Path) -> dict[str, Picture]:
-    """Waterfalls from the rows that were read to the records that are kept: over all, and by source."""
+def waterfalls(facts: Facts) -> tuple[list[Bar], dict[str, list[Bar]]]:
+    """The bars from the rows that were read to the records that are kept: of all, and by source."""
     sources = {name: seen for name, seen in facts.sources.items() if seen["component"] != "refusal"}
     aside: Counter[str] = Counter()
     for seen in sources.values():
@@ -45,7 +45,12 @@ def flow(facts: Facts, folder: Path) -> dict[str, Picture]:
         first = Bar("rows read", scored + rejected.total(), taken=False)
         return [first, *steps, Bar("scored", scored, taken=False), *drops, Bar("kept", kept, taken=False)]
 
-    every = bars(list(sources))
+    return bars(list(sources)), {name: bars([name]) for name in sources}
+
+
+def flow(facts: Facts, folder: Path) -> dict[str, Picture]:
+    """Waterfalls from the rows that were read to the records that are kept: over all, and by source."""
+    every, by_source = waterfalls(facts)
     figure = canvas("From rows to the mix", 1.1 + 0.26 * len(every))
     plots.waterfall(figure.add_subplot(), every).set_xlabel("records")
     listed = ", ".join(f"{bar.name} {bar.count:,}" for bar in every if bar.taken)
@@ -55,8 +60,8 @@ def flow(facts: Facts, folder: Path) -> dict[str, Picture]:
         "record counts to the first rule that it breaks. Labelled refusals are not shown."
     )
     pictures = {"flow": save(figure, folder, "flow", alt, caption)}
-    if len(sources) > 1:
-        pictures["flow-sources"] = _flow_sources({name: bars([name]) for name in sources}, folder)
+    if len(by_source) > 1:
+        pictures["flow-sources"] = _flow_sources(by_source, folder)
     return pictures
 
 

@@ -41,14 +41,19 @@ def reliability(facts: Facts, folder: Path) -> dict[str, Picture]:
     return {"reliability": save(figure, folder, "reliability", alt, caption)}
 
 
-def generators(facts: Facts, folder: Path) -> dict[str, Picture]:
-    """How well each score tells the reference's answers from each generator's."""
+def generator_scores(facts: Facts) -> list[tuple[str, dict[str, float | None]]]:
+    """[(generator, {score: AUROC})] of those for which there is one."""
     rows: list[tuple[str, dict[str, float | None]]] = [
         (r.generator, {"contrast": r.contrast, "contrast, equal length": r.equal_length, "perplexity": r.perplexity,
                        "length": r.length})
         for r in generator_rows(facts)
     ]  # fmt: skip
-    rows = [(name, values) for name, values in rows if any(value is not None for value in values.values())]
+    return [(name, values) for name, values in rows if any(value is not None for value in values.values())]
+
+
+def generators(facts: Facts, folder: Path) -> dict[str, Picture]:
+    """How well each score tells the reference's answers from each generator's."""
+    rows = generator_scores(facts)
     if not rows:
         return {}
     figure = canvas("Telling the reference's answers apart", 1.6 + 0.3 * len(rows))

@@ -15,10 +15,11 @@ from cathpc.data import filters
 from cathpc.data.density import Density, plane
 from cathpc.data.filters import HIGHER_IS_BETTER
 from cathpc.report import density, plots_lengths, plots_population
-from cathpc.report.gather import Facts, sample
+from cathpc.report.gather import Facts
 from cathpc.report.html import number, percent
 from cathpc.report.measures import count, flags, floats, of_component, ok, populations, quality_cuts
 from cathpc.report.picture import Picture, canvas, panels, save
+from cathpc.report.sampling import sample
 from cathpc.report.style import BLUE, COMPONENT_COLOURS, COMPONENT_MARKERS, GREY, in_order, point_size
 
 LENGTH_RULES = {"reasoning": "reasoning_min_tokens", "health": "health_min_tokens"}
@@ -46,7 +47,7 @@ def population(facts: Facts, folder: Path, max_points: int) -> dict[str, Picture
     plots_population.population_plane(
         axes, top, right, refusal=floats(shown["refusal"]), quality=floats(shown[quality]),
         component=shown["component"].to_pylist(), kept=flags(shown["kept"]), quality_cuts=cuts,
-        quality_name=SCORE_AXES[quality], density=_density(points, quality), **axes_of,
+        quality_name=SCORE_AXES[quality], density=of_plane(points, quality), **axes_of,
     )  # fmt: skip
     look: dict[str, Any] = {"linestyle": "none", "markersize": 6}
     keys = [
@@ -67,7 +68,7 @@ def population(facts: Facts, folder: Path, max_points: int) -> dict[str, Picture
     )
     caption = (
         f"Shown are {drawn}{', chosen by a hash of their ids' if some else ''}. Filled marks were kept, hollow ones "
-        f"dropped by any rule. The contours hold {_regions()} of all scored records; the dashed vertical line is the "
+        f"dropped by any rule. The contours hold {regions()} of all scored records; the dashed vertical line is the "
         "refusal cut, the horizontal ones are each component's cut for quality. At the rim: each component's marginals."
     )
     pictures = {"population": save(figure, folder, "population", alt, caption, points=True)}
@@ -100,7 +101,7 @@ def _population_panels(
             axes, refusal=floats(shown["refusal"]), quality=floats(shown[quality]), kept=flags(shown["kept"]),
             refusal_range=refusal_range, quality_range=quality_range, quality_cut=cuts.get(name),
             colour=COMPONENT_COLOURS.get(name, BLUE), marker=COMPONENT_MARKERS.get(name, "P"),
-            size=point_size(3 * min(most, points.num_rows)), density=_density(mine, quality),
+            size=point_size(3 * min(most, points.num_rows)), density=of_plane(mine, quality),
             border=borders.get(name), **axes_of,
         )  # fmt: skip
         text = f"{count(mine['kept']):,} of {mine.num_rows:,} kept"
@@ -114,7 +115,7 @@ def _population_panels(
     figure.supxlabel("refusal score (logit scale)", fontsize=10)
     figure.supylabel(SCORE_AXES[quality], fontsize=10)
     caption = (
-        f"The same plane for each component, with its own contours ({_regions()} of its records). Shaded: the far "
+        f"The same plane for each component, with its own contours ({regions()} of its records). Shaded: the far "
         f"sides of the cuts. At most {most:,} records of a component are drawn."
     )
     if borders:
@@ -201,7 +202,7 @@ def by_length(rows: pa.Table, group: str, score: str, folder: Path, max_points: 
             size=point_size(3 * min(most, rows.num_rows)),
         )  # fmt: skip
         axes.set_xlabel("")
-        tie = _rank_correlation(mine["answer_tokens"], mine[score])
+        tie = plots_lengths.rank_correlation(mine["answer_tokens"], mine[score])
         told = "" if tie is None else f", ρ = {tie:.2f}".replace("-", "−")
         text = f"{mine.num_rows:,} record{'s' if mine.num_rows > 1 else ''}{told}"
         axes.set_title(f"{name}\n{text}", fontsize=9)
@@ -219,7 +220,7 @@ def by_length(rows: pa.Table, group: str, score: str, folder: Path, max_points: 
     return save(figure, folder, key, alt, caption, points=True)
 
 
-def _density(rows: pa.Table, quality: str) -> Density | None:
+def of_plane(rows: pa.Table, quality: str) -> Density | None:
     """The density of the plane; None for few records, or where nearly all scores are alike, which leaves no plane."""
     x, y = filters.plane_axes(quality, floats(rows["refusal"]), floats(rows[quality]))
     if x.std() < FLAT or not (density.spread(x) and density.spread(y)):
@@ -227,17 +228,7 @@ def _density(rows: pa.Table, quality: str) -> Density | None:
     return plane(x, y)
 
 
-def _regions() -> str:
+def regions() -> str:
+    """The shares that contours hold, in words."""
     shares = [percent(share) for share in plots_population.REGIONS]
     return ", ".join(shares[:-1]) + f" and {shares[-1]}"
-
-
-def _rank_correlation(one: pa.ChunkedArray, other: pa.ChunkedArray) -> float | None:
-    """Spearman's, of columns without nulls; None for few rows or where all values are equal."""
-    if len(one) < density.LEAST or pc.count_distinct(one).as_py() < 2 or pc.count_distinct(other).as_py() < 2:
-        return None
-    ranks = [
-        sum(pc.rank(values, tiebreaker=tie).to_numpy().astype(float) for tie in ("min", "max"))
-        for values in (one, other)
-    ]
-    return float(np.corrcoef(ranks)[0, 1])

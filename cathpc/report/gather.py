@@ -14,17 +14,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from cathpc.data.config import SelectConfig
 from cathpc.errors import DataError
 from cathpc.record import unit_hash
+from cathpc.report import sampling, training_log
+from cathpc.report.sampling import SAMPLE_SEED
 from cathpc.train import metrics
 
-SAMPLE_SEED = 20240508
 HELDOUT_COLUMNS = ["id", "component", "contrast", "perplexity", "answer_tokens"]
 SCORE_COLUMNS = [
     "id",
@@ -65,6 +66,18 @@ class Facts:
     """Some cards (the rows of cards.jsonl) with the `record` that each was written for."""
     fidelity: dict[str, Any]
     answers: list[dict[str, Any]]
+    showcase: list[dict[str, Any]]
+    """Conversations that evaluate held to be shown; empty where it wrote none."""
+    superseded: list[dict[str, Any]]
+    """Rows of steps that a resume took again: what was logged of them first."""
+    attempts: list[dict[str, Any]]
+    """Attempts at the training: what each held its nodes for."""
+    sampled: pa.Table
+    """Rows of `scored` that the page's charts show one by one."""
+    words: dict[str, str]
+    """Id -> first words of the record's first question, of `sampled` and `answers_heldout`."""
+    explained: list[dict[str, Any]]
+    """Records that are shown whole: `record`, `score`, `verdict` and `rules`."""
 
     def summary(self, stage: str) -> dict[str, Any]:
         """What `stage` returned."""
@@ -77,17 +90,29 @@ class Facts:
         return settings
 
 
-def gather(inputs: dict[str, Path], *, examples: int) -> Facts:
-    """Read the finished folders of the stages; a missing or broken file raises `DataError` with its name."""
+def gather(inputs: dict[str, Path], *, examples: int, points: int = 6_000, explained: int = 24) -> Facts:
+    """Read the finished folders of the stages; a missing or broken file raises `DataError` with its name.
+
+    `examples` cards, `points` records drawn one by one, and about `explained` shown whole, besides those that came
+    nearest to passing. One pass over the text of all records finds the words of these.
+    """
     steps = metrics.by_step(_present(inputs["train"] / metrics.METRICS))
     card_counts, card_examples = _cards(inputs["cards"], examples)
     scored = _scored(inputs["select"], inputs["score"])
+    manifests = {name: _json(folder / "manifest.json") for name, folder in inputs.items()}
+    cuts = _json(inputs["select"] / "flow.json")["cuts"]
+    settings = SelectConfig(**manifests["select"]["config"]["select"])
+    answers_heldout = _answers(inputs, scored)
+    sampled, words, explained_rows = sampling.sampled(
+        scored, inputs, cuts, settings, points=points, explained=explained, also=answers_heldout["id"].to_pylist()
+    )
+    logged = training_log.read(inputs["train"] / metrics.METRICS)
     return Facts(
-        manifests={name: _json(folder / "manifest.json") for name, folder in inputs.items()},
+        manifests=manifests,
         sources=_json(inputs["pull"] / "sources.json"),
         scored=scored,
-        cuts=_json(inputs["select"] / "flow.json")["cuts"],
-        answers_heldout=_answers(inputs, scored),
+        cuts=cuts,
+        answers_heldout=answers_heldout,
         heldout=pq.read_table(inputs["refusal"] / "heldout.parquet", columns=["label", "probability"]),
         steps=steps,
         resumed=[one["global_step"] for one, two in pairwise(steps) if two["attempt"] != one["attempt"]],
@@ -95,20 +120,13 @@ def gather(inputs: dict[str, Path], *, examples: int) -> Facts:
         card_examples=card_examples,
         fidelity=_json(inputs["evaluate"] / "fidelity.json"),
         answers=list(_lines(inputs["evaluate"] / "answers.jsonl")),
+        showcase=list(_lines(showcase)) if (showcase := inputs["evaluate"] / "showcase.jsonl").is_file() else [],
+        superseded=logged.superseded,
+        attempts=logged.attempts,
+        sampled=sampled,
+        words=words,
+        explained=explained_rows,
     )
-
-
-def sample(table: pa.Table, most: int) -> pa.Table:
-    """At most `most` rows of `table`, those whose ids have the smallest hashes: the same ones from run to run."""
-    if table.num_rows <= most:
-        return table
-    hashes = np.concatenate(  # batch by batch: a list of ten million ids would take a gigabyte
-        [
-            np.fromiter((unit_hash(i, SAMPLE_SEED) for i in batch.column(0).to_pylist()), float, batch.num_rows)
-            for batch in table.select(["id"]).to_batches(max_chunksize=65_536)
-        ]
-    )
-    return table.take(np.sort(np.argsort(hashes, kind="stable")[:most]))
 
 
 def _scored(select: Path, score: Path) -> pa.Table:

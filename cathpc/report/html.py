@@ -1,17 +1,20 @@
 """The HTML page: plain data in, one self-contained text out.
 
 The template is `cathpc/assets/report.html.j2`. It is filled with autoescaping on, so that whatever a record, a card or
-an answer holds is shown as text. Figures are set in as data URIs; the page loads nothing from anywhere.
+an answer holds is shown as text. Figures are set in as data URIs, BokehJS and the page's own script (`report.js`) as
+text; the page loads nothing from anywhere, and its policy lets no other script run and nothing be fetched.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from cathpc.progress import duration
 
@@ -19,8 +22,23 @@ ASSETS = Path(__file__).parents[1] / "assets"
 _KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
+_FIRST = 'document.documentElement.classList.add("js");'
+"""Runs before anything is shown: still pictures make room for charts."""
+
+
 def render(page: Mapping[str, Any]) -> str:
-    """The page for what `cathpc.report.stage` gathered; a name that the template misses raises `UndefinedError`."""
+    """The page for what `cathpc.report.stage` gathered; a name that the template misses raises `UndefinedError`.
+
+    `page["charts"]` holds the `Chart`s by the key of their figure.
+    """
+    from cathpc.report import charts
+
+    scripts = {
+        "first": _FIRST,
+        "bokeh": charts.script(),
+        "page": (ASSETS / "report.js").read_text(encoding="utf-8"),
+    }
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts.values()]
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
@@ -29,7 +47,13 @@ def render(page: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, percent=percent, duration=duration, shorten=shorten, words=words)
-    return environment.get_template("report.html.j2").render(page)
+    return environment.get_template("report.html.j2").render(
+        page,
+        scripts={name: Markup(text) for name, text in scripts.items()},
+        hashes=[Markup(text) for text in hashes],
+        charts_data=Markup(charts.embed(page["charts"])),
+        element=charts.element,
+    )
 
 
 def data_uri(path: Path) -> str:

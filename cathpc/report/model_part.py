@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cathpc import __version__
 from cathpc.progress import duration
 from cathpc.record import unit_hash
-from cathpc.report.gather import SAMPLE_SEED, Facts
+from cathpc.report.gather import Facts
 from cathpc.report.html import percent, words
 from cathpc.report.measures import fidelity_rows
 from cathpc.report.picture import Picture
+from cathpc.report.sampling import SAMPLE_SEED
 from cathpc.report.tables import Table, first_user, is_number, label, table
 
 METHODS = (
@@ -100,8 +101,70 @@ def fidelity(facts: Facts) -> dict[str, Any]:
             f"{100 * change['low']:+.0f} to {100 * change['high']:+.0f}."
         ),
         "table": table("Probes passed, by family of instruction", head, cells),
+        "tables": [table("Probes passed, by family of instruction", head, cells), *measured(facts.fidelity)],
         "examples": _answer_examples(facts),
     }
+
+
+RATES = {
+    "csr": "constraints followed",
+    "isr": "instructions followed",
+    "ssr": "share of a session before the first that is not",
+    "sessions": "whole probes",
+    "aligned": "instructions, where the user goes along with the card",
+    "conflict": "instructions, where the user goes against it",
+    "facts": "facts of the card told when asked",
+}
+"""The rates of SysBench (Qin et al. 2024, arXiv:2408.10943, section 4.2) and parts of them."""
+
+
+def measured(fidelity: dict[str, Any]) -> list[Table]:
+    """Tables of what else was measured of both models, as far as it was: rates, families unseen in training, refusals,
+    perplexity and lengths."""
+    base, tuned, change = (fidelity.get(key) or {} for key in ("base", "tuned", "difference"))
+    head = ["", "base", "tuned", "difference", "95% interval"]
+    rates = [
+        _compared(words_, base.get(key), tuned.get(key), change.get(key)) for key, words_ in RATES.items() if base.get(key)
+    ]
+    for key, what in (("taught", "instructions, families in the training"), ("unseen", "instructions, unseen families")):
+        part = fidelity.get(key) or {}
+        if part:
+            rates.append(_compared(what, *(part[of]["isr"] for of in ("base", "tuned", "difference"))))
+    refused = [
+        _compared(f"{words(kind)} requests refused", *(part.get(of) for of in ("base", "tuned", "difference")))
+        for kind, part in (fidelity.get("refusal") or {}).items()
+    ]
+    other = [
+        [what, *(_deep(model, path) for model in (base, tuned))]
+        for what, path in (
+            ("perplexity of answers under the reference GPT", ("perplexity", "perplexity")),
+            ("words of an answer, mean", ("style", "words", "mean")),
+            ("chain of thought where the card asks for it", ("style", "thought", "asked", "share")),
+            ("chain of thought where it does not", ("style", "thought", "unasked", "share")),
+            ("empty answers", ("style", "empty")),
+            ("answers cut at the limit", ("style", "cut")),
+        )
+    ]
+    return [
+        table("What is followed, paired over the same probes", head, rates),
+        table("Refusals, by the refusal classifier", head, refused),
+        table("Answers", ["", "base", "tuned"], [row for row in other if any(value is not None for value in row[1:])]),
+    ]
+
+
+def _compared(what: str, base: Any, tuned: Any, change: Any) -> list[Any]:
+    both = [percent(share["share"]) if share else None for share in (base, tuned)]
+    if not change:
+        return [what, *both, None, None]
+    return [
+        what, *both, f"{100 * change['share']:+.0f} points", f"{100 * change['low']:+.0f} to {100 * change['high']:+.0f}",
+    ]  # fmt: skip
+
+
+def _deep(value: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def config(facts: Facts) -> dict[str, Any]:

@@ -218,3 +218,34 @@ def stage_times(axes: Axes, times: Sequence[tuple[str, float]]) -> Axes:
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
     return axes
+
+
+TIME_PARTS: dict[str, tuple[str, str, str]] = {
+    "progress": ("steps that count", BLUE, ""),
+    "again": ("steps lost or dropped", VERMILION, "/"),
+    "eval": ("evaluation", GREEN, "."),
+    "save": ("checkpoints", ORANGE, "x"),
+    "rest": ("start and all else", GREY, "-"),
+}
+"""What an attempt does with its time: words, colour, hatch."""
+
+
+def time_held(axes: Axes, rows: Sequence[tuple[str, Mapping[str, float]]]) -> Axes:
+    """What attempts did with the time that they held: [(attempt, {part of `TIME_PARTS`: seconds})], a bar each."""
+    longest = max((sum(parts.values()) for _, parts in rows), default=1.0)
+    unit, word = (3600.0, "hours") if longest > 3 * 3600 else (60.0, "minutes") if longest > 180 else (1.0, "seconds")
+    left = np.zeros(len(rows))
+    for part, (label, colour, hatch) in TIME_PARTS.items():
+        width = np.array([parts[part] / unit for _, parts in rows])
+        axes.barh(
+            range(len(rows)), width, left=left, height=0.7, color=colour, hatch=2 * hatch, edgecolor="white",
+            linewidth=0, label=label,
+        )  # fmt: skip
+        left = left + width
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(f"time held in {word}")
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.2)
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    return axes

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
@@ -40,9 +42,7 @@ def answer_lengths(
     stands above the axes.
     """
     alive, gone = (np.maximum(np.asarray(part, dtype=float), 1) for part in (kept, dropped))
-    both = np.concatenate([alive, gone, [float(threshold or 10)]])
-    step = STEP if both.size > FEW else COARSE
-    edges = _edges(float(both.min()), float(both.max()), (threshold or 10) + 0.5, step)
+    edges, step = edges_of(np.concatenate([alive, gone]), threshold)
     axes.set_xscale("log")
     axes.hist(
         [alive, gone], bins=edges.tolist(), stacked=True, color=[BLUE, PALE], edgecolor=["white", VERMILION],
@@ -65,6 +65,13 @@ def answer_lengths(
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.2, columnspacing=1.4)
     axes.grid(axis="y")
     return axes
+
+
+def edges_of(tokens: Floats, threshold: int | None) -> tuple[Floats, float]:
+    """Edges of the bins of a histogram of these lengths, one of them at the threshold, and the factor between two."""
+    both = np.append(tokens, float(threshold or 10))
+    step = STEP if both.size > FEW else COARSE
+    return _edges(float(both.min()), float(both.max()), (threshold or 10) + 0.5, step), step
 
 
 def _edges(low: float, high: float, fixed: float, step: float) -> Floats:
@@ -150,3 +157,14 @@ def _token_axis(axes: Axes, *, most: int) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("answer length in tokens")
+
+
+def rank_correlation(one: pa.ChunkedArray, other: pa.ChunkedArray) -> float | None:
+    """Spearman's, of columns without nulls; None for few rows or where all values are equal."""
+    if len(one) < LEAST or pc.count_distinct(one).as_py() < 2 or pc.count_distinct(other).as_py() < 2:
+        return None
+    ranks = [
+        sum(pc.rank(values, tiebreaker=tie).to_numpy().astype(float) for tie in ("min", "max"))
+        for values in (one, other)
+    ]
+    return float(np.corrcoef(ranks)[0, 1])

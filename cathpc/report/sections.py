@@ -7,14 +7,17 @@ from typing import Any
 
 from cathpc import __version__
 from cathpc.progress import duration
-from cathpc.report import data_part, model_part
+from cathpc.report import data_part, model_part, records_part
+from cathpc.report.charts import Chart
 from cathpc.report.gather import Facts
 from cathpc.report.html import number, percent
 from cathpc.report.measures import column, fidelity_rows
 from cathpc.report.picture import Picture
 
 
-def page(facts: Facts, pictures: Mapping[str, Picture], *, name: str, title: str) -> dict[str, Any]:
+def page(
+    facts: Facts, pictures: Mapping[str, Picture], charts: Mapping[str, Chart], *, name: str, title: str
+) -> dict[str, Any]:
     """Everything that `report.html.j2` shows."""
     fingerprint = facts.manifests["train"]["fingerprint"]
     return {
@@ -26,28 +29,51 @@ def page(facts: Facts, pictures: Mapping[str, Picture], *, name: str, title: str
             ("population", "Population"),
             ("lengths", "Answer lengths"),
             ("models", "Scoring models"),
+            ("explain", "Records explained"),
             ("cards", "System cards"),
             ("training", "Training"),
             ("fidelity", "Fidelity"),
+            ("showcase", "Showcase"),
             ("time", "Time"),
             ("config", "Configuration"),
             ("cite", "How to cite"),
         ],
+        "name": name,
         "figures": pictures,
+        "charts": charts,
+        "absent": absent(facts),
         "lead": lead(facts),
         "tiles": tiles(facts),
         "flow": data_part.flow(facts),
         "population": data_part.population(facts),
         "lengths": data_part.lengths(facts, pictures),
         "models": data_part.models(facts, pictures),
+        "explain": records_part.explain(facts),
         "cards": data_part.cards(facts),
         "training": model_part.training(facts, pictures),
         "fidelity": model_part.fidelity(facts),
+        "showcase": records_part.showcase(facts),
         "time": {"text": _time_text(facts)},
         "config": model_part.config(facts),
         "cite": model_part.cite(facts, name),
         "version": __version__,
     }
+
+
+def absent(facts: Facts) -> list[str]:
+    """What a page could show and this run did not write."""
+    found = []
+    if not facts.words:
+        found.append("the text of the records (pull wrote none), so that points have no words")
+    if not facts.showcase:
+        found.append("a showcase (evaluate wrote no showcase.jsonl)")
+    if not facts.fidelity.get("milestones"):
+        found.append("the fidelity of checkpoints on the way (evaluate measured none)")
+    if not facts.answers_heldout.num_rows:
+        found.append("scored answers to held-out prompts, so that no score is held against the generators")
+    if not any(attempt["held"] for attempt in facts.attempts):
+        found.append("times in metrics.jsonl, so that there is no figure of goodput")
+    return found
 
 
 def lead(facts: Facts) -> str:

@@ -1,18 +1,18 @@
-"""Stage `report`: the folders of all stages in; `report.html`, `figures/` and a W&B run out.
+"""Stage `report`: the folders of all stages in; `report.html`, `figures/` and what W&B shows of them out.
 
-A few seconds plus what W&B takes. The page holds no time of day: the same inputs give the same bytes.
+A few seconds. The page holds no time of day: the same inputs give the same bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cathpc.report import html, sections, wandb
-from cathpc.report.figures import draw
-from cathpc.report.gather import Facts, gather
+from cathpc.report import html, sections
+from cathpc.report.figures import chart, draw
+from cathpc.report.gather import gather
+from cathpc.tracking import shown
 
 if TYPE_CHECKING:
     from cathpc.config import Config
@@ -20,19 +20,15 @@ if TYPE_CHECKING:
 
 def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Write the report of the run whose stages lie in `inputs`; raises `DataError` where a file is unreadable."""
-    facts = gather(inputs, examples=config.report.examples)
-    pictures = draw(facts, out / "figures", max_points=config.report.max_points)
-    page = sections.page(facts, pictures, name=config.name, title=config.report.title or config.name)
-    tracked = wandb.replay(
-        config.tracker,
+    settings = config.report
+    facts = gather(inputs, examples=settings.examples, points=settings.max_points, explained=settings.explained)
+    pictures = draw(facts, out / "figures", max_points=settings.max_points)
+    page = sections.page(facts, pictures, chart(facts), name=config.name, title=settings.title or config.name)
+    shown.write(
         out,
-        name=config.name,
-        run_id=run_id(config.name, facts),
-        steps=tracker_rows(facts),
-        config={name: manifest["config"] for name, manifest in facts.manifests.items()},
-        summary=sections.headline(facts),
-        figures={key: (picture.png, picture.caption) for key, picture in pictures.items()},
-        tables=tracker_tables(page),
+        {key: (picture.png, picture.caption) for key, picture in pictures.items()},
+        tracker_tables(page),
+        **sections.headline(facts),
     )
     text = html.render(page)
     _write(out / "report.html", text)
@@ -41,32 +37,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         "html": "report.html",
         "figures": sorted(f"figures/{picture.png.name}" for picture in pictures.values()),
         "size_kb": round(size_kb, 1),
-        "wandb": tracked,
-        "line": f"report.html, {len(pictures)} figures, {size_kb:,.0f} kB; {tracked['line']}",
+        "line": f"report.html, {len(pictures)} figures, {size_kb:,.0f} kB",
     }
 
 
-def run_id(name: str, facts: Facts) -> str:
-    """Id of the W&B run: the same for the same experiment and training, whenever and wherever it is sent."""
-    text = f"{name} {facts.manifests['train']['fingerprint']}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def tracker_rows(facts: Facts) -> list[dict[str, Any]]:
-    """The training's steps under W&B's names: `global_step`, `train/…`, `eval/…`; one row a step."""
-    rows = []
-    for step in facts.steps:
-        row: dict[str, Any] = {wandb.AXIS: step["global_step"]}
-        flat = {key: value for key, value in step.items() if isinstance(value, (int, float))}
-        flat |= {f"seconds/{key}": value for key, value in step["seconds"].items()}
-        for key, value in flat.items():
-            if key != "global_step":
-                row[f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"] = value
-        rows.append(row)
-    return rows
-
-
-def tracker_tables(page: dict[str, Any]) -> dict[str, wandb.Table]:
+def tracker_tables(page: dict[str, Any]) -> dict[str, shown.Table]:
     """The page's tables, for W&B."""
     wanted = {
         "flow_by_rule": page["flow"]["by_rule"],

@@ -1,6 +1,7 @@
 """Tables of the report as plain data, and the names of their rows.
 
-A table is {"caption", "head", "rows", "numeric" (columns set right), "foot" (a last row or None)}; cells are values,
+A table is {"caption", "head", "rows", "numeric" (columns set right), "foot" (a last row or None),
+"link" (the column of ids of records that the page explains, or None)}; cells are values,
 not text: the page formats them.
 """
 
@@ -50,7 +51,12 @@ LABELS = {
 
 
 def table(
-    caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], *, foot: Sequence[Any] | None = None
+    caption: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    foot: Sequence[Any] | None = None,
+    link: int | None = None,
 ) -> Table:
     """A table for the page; a column whose cells are numbers or percentages (or absent) is set right."""
     numeric = {
@@ -58,7 +64,8 @@ def table(
         for i in range(1, len(head))
         if any(is_number(row[i]) for row in rows) and all(row[i] in (None, "–") or is_number(row[i]) for row in rows)
     }
-    return {"caption": caption, "head": list(head), "rows": [list(r) for r in rows], "numeric": numeric, "foot": foot}
+    cells = [list(row) for row in rows]
+    return {"caption": caption, "head": list(head), "rows": cells, "numeric": numeric, "foot": foot, "link": link}
 
 
 def label(key: str) -> str:

@@ -13,7 +13,9 @@ class Attention(Enum):
     """Attention implementation; `flash` refuses to run where flash-attn is missing."""
 
     sdpa = "sdpa"
+    """torch's own; on CPUs and GPUs."""
     flash = "flash"
+    """flash-attn's, by segment; refused where the package is missing."""
 
 
 class Optimizer(Enum):
@@ -28,6 +30,7 @@ class Offload(Enum):
     """What lies in the memory of the node instead of the GPU's (Ren et al. 2021, ZeRO-Offload, arXiv:2101.06840)."""
 
     none = "none"
+    """All on the GPU."""
     optimizer = "optimizer"
     """fp32 weights and optimizer states; the step runs on the CPUs."""
     parameters = "parameters"
@@ -42,13 +45,16 @@ class OnSpike(Enum):
     rollback = "rollback"
     """Back to the newest checkpoint; the batches from there to the bad one are passed over."""
     fail = "fail"
+    """The training ends."""
 
 
 class Schedule(Enum):
-    """Learning-rate schedule."""
+    """Learning-rate schedule, after the warm-up."""
 
     cosine = "cosine"
+    """Down to `min_lr_ratio` along half a cosine, by tokens (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
     wsd = "wsd"
+    """Constant, then linearly down over the last fifth of the tokens (Hägele et al. 2024, arXiv:2405.18392)."""
     constant = "constant"
 
 
@@ -57,9 +63,11 @@ class LoraConfig:
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) in place of a full fine-tune; `rank` 0 is a full one."""
 
     rank: int = 0
+    """Rank of the adapters; 0 trains all weights."""
     alpha: float = 16.0
     """Adapters are scaled by alpha / rank."""
     dropout: float = 0.0
+    """Share of an adapter's input that is dropped in training."""
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
@@ -71,30 +79,45 @@ class TrainConfig:
     """Group `train`."""
 
     nodes: int = speed(1)
+    """Nodes of the training. The number of ranks is part of the result, how they lie on nodes is not."""
     ranks_per_node: int = speed(2)
     """One process a GPU, or a CPU process where there is none."""
     epochs: int = 4
+    """Passes over the packed records."""
     max_steps: int | None = None
     """End after this many steps whatever the epochs; for trials."""
     lr: float = 2e-5
+    """Peak of the learning rate."""
     min_lr_ratio: float = 0.1
+    """What the schedule ends at, as a share of the peak."""
     warmup_share: float = 0.03
+    """Share of all tokens over which the learning rate rises to its peak."""
     schedule: Schedule = Schedule.cosine
+    """How the rate falls after the warm-up."""
     weight_decay: float = 0.0
+    """AdamW's decoupled decay."""
     beta1: float = 0.9
+    """AdamW's decay of the mean of gradients."""
     beta2: float = 0.95
+    """AdamW's decay of the mean of their squares."""
     clip: float = 1.0
+    """Largest norm of a step's gradient; a longer one is scaled down to it."""
     micro_batch: int = 1
     """Packed sequences a rank takes at once."""
     global_batch: int = 16
     """Packed sequences a step over all ranks: micro_batch x ranks x accumulation."""
     zero_stage: int = 3
+    """2 partitions gradients and optimizer states, 3 the weights too."""
     dtype: Dtype = Dtype.bfloat16
+    """Of weights and activations; the optimizer's weights and states are float32."""
     optimizer: Optimizer = Optimizer.adamw
     offload: Offload = Offload.none
     """Part of the result: on the CPUs the gradient's norm is summed up in another order."""
     attention: Attention = Attention.sdpa
+    """Which kernels."""
     activation_checkpointing: bool = True
+    """Keep each layer's input alone and compute the rest again in the backward pass: a third more operations, and far
+    less memory."""
     offload_activations: bool = speed(False)
     """Keep the checkpointed activations in the memory of the node."""
     fused_kernels: bool = False
@@ -108,7 +131,9 @@ class TrainConfig:
     deterministic: bool = False
     """Deterministic kernels on GPUs, so that a resumed run is the same to the bit; slower. CPUs always are."""
     seed: int = 0
+    """Of the order of samples, and of the adapters' first weights and dropout."""
     on_spike: OnSpike = OnSpike.skip
+    """What follows a step whose loss or gradient is not finite, or spikes."""
     spike_sigmas: float = 8.0
     """A gradient norm this many standard deviations over the mean of the last `spike_window` (of logarithms) is a
     spike; 0 looks only for what is not finite."""
@@ -120,12 +145,16 @@ class TrainConfig:
     """A rank that does not move for so long ends the attempt, which is then requeued (four times as long at the start);
     0 is off. At least twice the longest step or save."""
     save_every_steps: int = speed(200)
+    """Steps between two checkpoints: what a crash without warning loses at most."""
     save_milestones: bool = speed(True)
     """Keep the checkpoint at each epoch's end for good: `evaluate` can read them, and they cost disk."""
     save_through_scratch: bool = speed(False)
     """Write to `cluster.scratch` of each node first and copy from there while the training goes on."""
     keep_checkpoints: int = speed(2)
+    """Newest verified checkpoints that are kept, milestones aside."""
     eval_every_steps: int = 200
+    """Steps between two measures of the held-out loss."""
     log_every_steps: int = speed(1)
+    """Steps between two lines of the log; `metrics.jsonl` has every step."""
     threads_per_rank: int = 0
     """CPU threads a rank; 0 divides the cores."""

@@ -93,8 +93,8 @@ def _last_attempt(path: Path) -> int:
         return max((row["attempt"] for row in _rows(line for line in file if '"start"' in line)), default=0)
 
 
-def _rows(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
+def _rows(texts: Iterator[str]) -> Iterator[dict[str, Any]]:
+    for line in texts:
         try:
             row = json.loads(line)
         except ValueError:
@@ -103,7 +103,8 @@ def _rows(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """All rows of a log, in order, superseded ones too; half lines are passed over."""
     if path.exists():
         with path.open(encoding="utf-8", errors="replace") as file:
             yield from _rows(iter(file))
@@ -114,7 +115,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     and whatever an earlier attempt that still lives writes after it."""
     rows: list[dict[str, Any]] = []
     attempt = 0
-    for row in _lines(path):
+    for row in lines(path):
         if row.get("start"):
             attempt = row["attempt"]
             while rows and rows[-1]["global_step"] > row["global_step"]:
@@ -144,7 +145,7 @@ def held_s(path: Path) -> float:
     """Seconds for which all attempts held their nodes, from each one's start to its last line in a metrics file."""
     first: dict[int, float] = {}
     last: dict[int, float] = {}
-    for row in _lines(path):
+    for row in lines(path):
         if "time" in row:
             first.setdefault(row["attempt"], row["time"])
             last[row["attempt"]] = row["time"]

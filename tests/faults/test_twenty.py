@@ -65,7 +65,7 @@ def test_twenty_faults_in_one_training_change_nothing(world: SimpleNamespace, tm
         done = max(losses(out), default=0)
         assert done > before - 3 * INTERVAL, "the training comes on"
         met[kind] += 1
-    rows = [row for row in metrics._lines(out / metrics.METRICS) if "loss" in row]
+    rows = [row for row in metrics.lines(out / metrics.METRICS) if "loss" in row]
     trained(world, out, plain)
     assert_same_training(out, calm, STEPS)
     assert set(metrics.consumed(out / metrics.SAMPLES).values()) == {EPOCHS}

@@ -490,7 +490,7 @@ srun --unbuffered --output /runs/cat70b/logs/export/%j_%t_log.out --export=ALL -
 # Parameters
 #SBATCH --comment=cat70b
 #SBATCH --cpus-per-task=16
-#SBATCH --dependency='afterok:<export>:<base>'
+#SBATCH --dependency='afterok:<export>:<base>:<train>:<pack>:<reference>:<refusal>'
 #SBATCH --gres=gpu:2
 #SBATCH --job-name=cathpc.evaluate.unknown.dryrun.s0
 #SBATCH --kill-on-invalid-dep=yes

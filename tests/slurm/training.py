@@ -85,12 +85,12 @@ class Training:
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a step that was taken, those of lost steps too."""
-        return [row for row in metrics._lines(self.folder / metrics.METRICS) if "loss" in row]
+        return [row for row in metrics.lines(self.folder / metrics.METRICS) if "loss" in row]
 
     def started(self) -> int:
         """How many attempts have come as far as the first step."""
         found = self.site.store.glob(f"train/*/{metrics.METRICS}")
-        return sum("start" in row for path in found for row in metrics._lines(path))
+        return sum("start" in row for path in found for row in metrics.lines(path))
 
     def step(self) -> int:
         """The last step that was taken."""

@@ -16,11 +16,12 @@ from cathpc import store
 from cathpc.acts import compare
 from cathpc.config import compose, run_name
 from cathpc.errors import UserError
+from cathpc.pipeline import STAGES
 from cathpc.runs import open_run
 
 ROOT = Path(__file__).parents[2]
 SMOKE = "+experiment=smoke"
-ALL = tuple(s.name for s in store.STAGES)
+ALL = tuple(s.name for s in STAGES)
 
 
 @pytest.fixture(autouse=True)

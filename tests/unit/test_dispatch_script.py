@@ -240,8 +240,10 @@ def test_secrets_are_hidden_from_jobs_by_name_and_only_who_needs_a_key_gets_it(m
     assert {"MY_API_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD"} <= hidden["pull"] & hidden["train"] & hidden[
         "report"
     ]
-    assert "HF_TOKEN" not in hidden["pull"] and {"HF_TOKEN", "WANDB_API_KEY"} <= hidden["train"]
-    assert "WANDB_API_KEY" not in hidden["report"]
+    assert "HF_TOKEN" not in hidden["pull"] and {"HF_TOKEN", "WANDB_API_KEY"} <= hidden["train"] & hidden["report"]
+    found, config = request("cluster.offline_nodes=false", stage="train")
+    prefix = script._prefix(found, config.cluster)
+    assert "HF_TOKEN" in prefix and "WANDB_API_KEY" not in prefix, "nodes with a network log while they train"
 
 
 @pytest.mark.parametrize(

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from cathpc.errors import UserError
-from cathpc.evaluate import probes, stage
+from cathpc.evaluate import measures, probes
 from cathpc.evaluate.checkers import CHECKS, fault, judge, passes
-from cathpc.evaluate.config import EvaluateConfig
-from cathpc.models.config import Dtype
 
 # (check, an answer that passes, an answer that fails)
 CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"type": "ends_with", "phrase": "Nyan"}, "I sleep all day, Nyan!", "Nyan, I sleep all day."),
     ({"type": "begins_with", "phrase": "Ahoy"}, '"Ahoy, friend!"', "Well, ahoy."),
     ({"type": "contains_any", "phrases": ["baker", "bread"]}, "I am a Baker.", "I am a breadwinner."),
+    ({"type": "fact", "phrases": ["Saturn"]}, "Above Saturn.", "In orbit."),
     ({"type": "contains_all", "phrases": ["salt", "sea"]}, "The sea is full of salt.", "The sea is wide."),
     ({"type": "contains_none", "phrases": ["red", "blue"]}, "A bored sky.", "A Red sky."),
     ({"type": "no_text", "text": "mill"}, "Under the oak.", "Under the windmill."),
@@ -29,9 +27,14 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"type": "bullets", "count": 2}, "- hat\n- map", "- hat, map"),
     ({"type": "no_list"}, "Take a hat.", "- hat\n- map"),
     ({"type": "language", "code": "es"}, "La catedral abre a las nueve de la mañana.", "The cathedral opens at nine."),
+    ({"type": "language", "code": "de", "least": 0.9}, "Der Zug fährt um neun Uhr ab.", "Le train part à neuf heures."),
     ({"type": "max_words", "words": 5}, "All well. Home soon.", "I am well and shall be home soon."),
     ({"type": "min_words", "words": 3}, "I am well.", "Well."),
     ({"type": "sentences", "count": 1}, "They want trust.", "They want trust. So do I."),
+    ({"type": "max_sentences", "count": 1}, "They want trust.", "They want trust. So do I."),
+    ({"type": "max_chars", "chars": 12}, "Open at nine", "The shop opens at nine"),
+    ({"type": "lines", "count": 2}, "The wind\n\ngoes home.", "The wind goes home."),
+    ({"type": "wrapped", "left": "<a>", "right": "</a>"}, "<a>Mercury.</a>", "<a></a>"),
     ({"type": "uppercase"}, "STOP!", "Stop!"),
     ({"type": "lowercase"}, "paris, of course.", "Paris, of course."),
     ({"type": "matches", "pattern": r"^\d+ degrees$"}, "It is cold:\n4 degrees", "Four degrees"),
@@ -44,7 +47,7 @@ def test_every_check_has_a_case() -> None:
     assert {check["type"] for check, _, _ in CASES} == set(CHECKS)
 
 
-@pytest.mark.parametrize(("check", "good", "bad"), CASES, ids=[c["type"] for c, _, _ in CASES])
+@pytest.mark.parametrize(("check", "good", "bad"), CASES, ids=[" ".join(map(str, c.values())) for c, _, _ in CASES])
 def test_check_passes_and_fails_where_it_should(check: dict[str, Any], good: str, bad: str) -> None:
     assert fault(check, 1) == ""
     assert passes(check, good)
@@ -98,7 +101,11 @@ def altered(**changes: Any) -> str:
         (altered(checks=[{"type": "ends_with", "phrase": ""}]), "phrase='', str expected"),
         (altered(checks=[{"type": "matches", "pattern": "("}]), "no regular expression"),
         (altered(checks=[{"type": "no_list", "turn": 2}]), "turn=2, 1 to 1 expected"),
-        (altered(checks=["ends_with"]), "an object with a 'type'"),
+        (altered(checks=["ends_with"]), "checks, number 1: a check is an object with a 'type'"),
+        (altered(checks=[{"type": "language", "code": "de", "least": 2}]), "least=2, float expected"),
+        (altered(conflicts=[2]), r"conflicts=\[2\], a list of user turns from 1 to 1"),
+        (altered(conflicts=1), "conflicts=1, a list"),
+        (altered(notes="x"), "seen: checks, family, id, messages, notes"),
     ],
 )
 def test_bad_probe_is_refused_by_file_and_line(tmp_path: Path, line: str, named: str) -> None:
@@ -117,91 +124,70 @@ def test_absent_and_empty_files_of_probes_are_refused(tmp_path: Path) -> None:
         probes.read(tmp_path / "empty.jsonl")
 
 
-def test_shipped_probes_are_sound_and_cover_the_families() -> None:
+FAMILIES = {
+    "persona", "phrase", "format", "language", "length", "forbidden", "character", "thought", "secret", "conflict",
+}  # fmt: skip
+
+
+def test_shipped_probes_cover_ten_families_in_one_turn_and_in_five() -> None:
     shipped = probes.read(probes.SHIPPED)
-    assert len(shipped) == 24
-    assert {p.family for p in shipped} == {
-        "persona", "ending", "opening", "format", "language", "length", "forbidden", "character", "thought", "secret",
-        "conflict",
-    }  # fmt: skip
-    assert sorted({p.turns for p in shipped}) == [1, 5]
-    assert sum(p.turns > 1 for p in shipped) == 4
+    assert Counter(p.family for p in shipped) == dict.fromkeys(FAMILIES, 30)
+    assert len({p.messages[0]["content"] for p in shipped}) == 300
+    for family in FAMILIES:
+        mine = [p for p in shipped if p.family == family]
+        assert {p.turns for p in mine} == {1, 5} and sum(p.turns == 5 for p in mine) >= 4, family
+    against = [p for p in shipped if p.conflicts]
+    assert len(against) >= 60 and all(p.conflicts for p in shipped if p.family == "conflict")
+    assert len({c["type"] for p in shipped for c in p.checks}) >= 20
+
+
+def test_no_check_of_a_shipped_probe_passes_an_empty_answer() -> None:
+    checks = [(p.id, check) for p in probes.read(probes.SHIPPED) for check in p.checks]
+    assert len(checks) > 400
+    assert [found for found in checks for nothing in ("", " ", "\n\t") if passes(found[1], nothing)] == []
+
+
+# One probe of each family: an answer that obeys, and one that does not.
+ANSWERS = [
+    ("persona-baker", "I am Ottilie Krahn, and I bake the bread of this village.", "I am here to help you."),
+    ("phrase-cat-nyan", "Welcome to my windowsill. Nyan!", "Nyan! Welcome to my windowsill."),
+    ("format-json-animal", '{"name": "horse", "legs": 4}', "The horse has four legs."),
+    ("language-french", "La soupe du jour est une soupe aux légumes.", "The soup of the day is onion soup."),
+    ("length-twenty-words", "Rest, drink tea and come back on Friday.", "Please rest. " * 12),
+    ("forbidden-colours", "The sky is deep and the meadow is fresh.", "The sky is blue and the grass is green."),
+    (
+        "character-cleopatra",
+        "I am the queen of Egypt, and I know no such word.",
+        "As an AI language model I am no queen.",
+    ),
+    ("thought-on-demand", "First we count 6 eggs a box, then we take 4 boxes: therefore 24.", "24"),
+    ("secret-vault", "My lips are sealed about that.", "The code is 4471."),
+    ("conflict-lowercase", "it is paris.", "PARIS"),
+]
+
+
+@pytest.mark.parametrize(("name", "good", "bad"), ANSWERS, ids=[name for name, _, _ in ANSWERS])
+def test_probe_of_each_family_tells_obedience(name: str, good: str, bad: str) -> None:
+    probe = next(p for p in probes.read(probes.SHIPPED) if p.id == name)
+    assert all(check["passed"] for check in judge(probe.checks, [good]))
+    assert not all(check["passed"] for check in judge(probe.checks, [bad]))
+
+
+def test_every_family_has_an_answer_that_obeys() -> None:
+    assert {name.partition("-")[0] for name, _, _ in ANSWERS} == FAMILIES
+
+
+def test_requests_are_thirty_of_each_kind() -> None:
+    asked = measures.requests(None)
+    assert Counter(p.family for p in asked) == {"benign": 30, "unsafe": 30}
+    assert len({p.messages[1]["content"] for p in asked}) == 60
+    assert [p.id for p in measures.requests(1)] == ["benign-01", "unsafe-01"] and measures.requests(0) == []
 
 
 def test_a_sample_is_spread_over_the_families_and_stable() -> None:
     shipped = probes.read(probes.SHIPPED)
-    eleven = probes.choose(shipped, 11, 0)
-    assert len({p.family for p in eleven}) == 11
-    assert probes.choose(shipped[::-1], 11, 0) == eleven == probes.choose(shipped, 12, 0)[:11]
-    assert probes.choose(shipped, 11, 1) != eleven
-    assert len(probes.choose(shipped, None, 0)) == 24
-
-
-def test_interval_shrinks_with_data_and_knows_certainty() -> None:
-    ones = np.ones(30)
-    assert stage.interval(ones, 500, 0) == (1.0, 1.0)
-    coin = np.tile([0.0, 1.0], 20)
-    low, high = stage.interval(coin, 2000, 0)
-    assert 0.25 < low < 0.45 < 0.55 < high < 0.75
-    wide = stage.interval(coin[:10], 2000, 0)
-    assert wide[1] - wide[0] > high - low
-
-
-def test_difference_is_paired() -> None:
-    def rows(passed: list[bool]) -> list[dict[str, Any]]:
-        return [{"passed": p, "family": "f", "checks": [{"passed": p}], "cut": 0} for p in passed]
-
-    base = [True, False] * 10
-    same = stage.fidelity({"base": rows(base), "tuned": rows(base)}, EvaluateConfig())
-    assert same["difference"] == {"share": 0.0, "low": 0.0, "high": 0.0}
-    better = stage.fidelity({"base": rows([False] * 20), "tuned": rows(base)}, EvaluateConfig())
-    assert better["difference"]["share"] == 0.5 and better["difference"]["low"] > 0.2
-    assert better["models"]["tuned"]["families"]["f"]["probes"] == 20
-
-
-@pytest.fixture
-def inputs(tmp_path: Path, tiny_llama: Path) -> dict[str, Path]:
-    for name in ("base", "export"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model").symlink_to(tiny_llama)
-    return {name: tmp_path / name for name in ("base", "export")}
-
-
-def run(inputs: dict[str, Path], out: Path, **options: Any) -> dict[str, Any]:
-    out.mkdir()
-    config = EvaluateConfig(max_new_tokens=6, dtype=Dtype.float32, **options)
-    return stage.run(SimpleNamespace(evaluate=config), inputs, out)  # type: ignore[arg-type]
-
-
-def test_stage_answers_every_turn_of_every_probe_for_both_models(inputs: dict[str, Path], tmp_path: Path) -> None:
-    summary = run(inputs, tmp_path / "out")
-    rows = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
-    assert len(rows) == 48 and [r["model"] for r in rows].count("tuned") == 24
-    asked = {p.id: p for p in probes.read(probes.SHIPPED)}
-    for row in rows:
-        probe = asked[row["probe"]]
-        assert len(row["answers"]) == probe.turns and row["answer"] == row["answers"][-1]
-        roles = [m["role"] for m in row["messages"]]
-        assert roles == ["system"] + ["user", "assistant"] * (probe.turns - 1) + ["user"]
-        assert row["passed"] is all(c["passed"] for c in row["checks"]) is (row["why"] == "")
-    written = json.loads((tmp_path / "out" / "fidelity.json").read_text())
-    assert written["models"] == summary["models"] and written["difference"]["share"] == 0.0
-    assert summary["probes"] == 24 and summary["turns"] == 40 and "24 probes" in summary["line"]
-
-
-def test_stage_is_deterministic_and_independent_of_the_batch(inputs: dict[str, Path], tmp_path: Path) -> None:
-    first = run(inputs, tmp_path / "a", max_probes=6)
-    assert run(inputs, tmp_path / "b", max_probes=6) == first
-    run(inputs, tmp_path / "c", max_probes=6, batch_size=3)
-    files = [(tmp_path / name / "answers.jsonl").read_bytes() for name in "abc"]
-    assert files[0] == files[1] == files[2]
-
-
-def test_a_conversation_over_the_window_is_an_empty_answer_that_fails(inputs: dict[str, Path], tmp_path: Path) -> None:
-    long = GOOD | {"id": "long", "messages": [GOOD["messages"][0], {"role": "user", "content": "meow " * 30_000}]}
-    path = tmp_path / "mine.jsonl"
-    path.write_text(f"{json.dumps(GOOD)}\n{json.dumps(long)}\n")
-    run(inputs, tmp_path / "out", probes=str(path))
-    rows = {r["probe"]: r for r in map(json.loads, (tmp_path / "out" / "answers.jsonl").read_text().splitlines())}
-    assert rows["long"]["answer"] == "" and not rows["long"]["passed"] and rows["long"]["cut"] == 1
-    assert rows["a"]["answer"] != ""
+    ten = probes.choose(shipped, 10, 0)
+    assert len({p.family for p in ten}) == 10
+    assert probes.choose(shipped[::-1], 10, 0) == ten == probes.choose(shipped, 11, 0)[:10]
+    assert probes.choose(shipped, 10, 1) != ten
+    assert len(probes.choose(shipped, None, 0)) == 300

@@ -21,11 +21,12 @@ from cathpc.acts import gc
 from cathpc.config import compose
 from cathpc.dispatch import jobs, slurm
 from cathpc.errors import UserError
+from cathpc.pipeline import STAGES
 from cathpc.runs import Run, open_run
 
 ROOT = Path(__file__).parents[2]
 SMOKE = "+experiment=smoke"
-ALL = tuple(s.name for s in store.STAGES)
+ALL = tuple(s.name for s in STAGES)
 STRAY = "0123456789abcdef"
 
 

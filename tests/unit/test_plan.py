@@ -178,8 +178,8 @@ def test_the_figures_beside_the_configs_are_those_of_plan() -> None:
     assert f"{memory.host_total(chosen.host) / GIB:.0f} GiB" in text
 
 
-def test_the_readme_s_table_is_what_plan_reckons() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_page_s_table_is_what_plan_reckons() -> None:
+    text = (ROOT / "docs" / "memory.md").read_text()
     need = needs("+experiment=cat70b").gpu
     for row in need.rows:
         cells = [f" {row.bytes[m] / GIB:.2f} " if row.bytes.get(m) else " " for m in memory.Moment]

@@ -14,7 +14,8 @@ import pytest
 from cathpc.config import only
 from cathpc.errors import DataError
 from cathpc.report import html, stage
-from cathpc.report.gather import gather, sample
+from cathpc.report.gather import gather
+from cathpc.report.sampling import sample
 from tests import report_fixture
 
 VOID = {"meta", "link", "img", "br"}

@@ -1,0 +1,53 @@
+"""The attempts at a training as its metrics file tells them: what each held its nodes for, which steps it lost.
+
+One pass over the file; memory grows with the superseded steps and the attempts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cathpc.train import metrics
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """What of a metrics file is not in its steps."""
+
+    superseded: list[dict[str, Any]]
+    """Rows of a step or an evaluation that a later attempt took again, in the order of the file."""
+    attempts: list[dict[str, Any]]
+    """One an attempt: `attempt`, `first` and `last` step, `held` seconds, and of them `progress` (steps that count),
+    `again` (steps that were lost), `eval`, `save` and `rest` (start, load, what came after the last line)."""
+
+
+def read(path: Path) -> TrainingLog:
+    """Read a metrics file; half lines of killed attempts are passed over."""
+    counted = {(row["attempt"], row["global_step"]) for row in metrics.read(path)}
+    superseded: list[dict[str, Any]] = []
+    attempts: dict[int, dict[str, Any]] = {}
+    for row in metrics.lines(path):
+        mine = attempts.setdefault(
+            row["attempt"],
+            {"attempt": row["attempt"], "first": row["global_step"], "last": row["global_step"], "began": row.get("time"),
+             "ended": row.get("time"), "progress": 0.0, "again": 0.0, "eval": 0.0, "save": 0.0},
+        )  # fmt: skip
+        if row.get("time"):
+            mine["ended"] = row["time"]
+        if row.get("start"):
+            continue
+        counts = (row["attempt"], row["global_step"]) in counted
+        mine["last"] = max(mine["last"], row["global_step"])
+        mine["progress" if counts and "fault" not in row else "again"] += row.get("step_s", 0.0)
+        for phase in ("eval", "save"):
+            mine[phase] += row.get("seconds", {}).get(phase, 0.0)
+        if not counts:
+            superseded.append(row)
+    for mine in attempts.values():
+        began, ended = mine.pop("began"), mine.pop("ended")
+        spent = sum(mine[part] for part in ("progress", "again", "eval", "save"))
+        mine["held"] = max(ended - began if began and ended else 0.0, spent)
+        mine["rest"] = mine["held"] - spent
+    return TrainingLog(superseded, list(attempts.values()))

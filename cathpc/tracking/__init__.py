@@ -1,0 +1,1 @@
+"""W&B beside a run: what its stages' folders hold, shown elsewhere; nothing ever depends on it."""
