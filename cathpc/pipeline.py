@@ -244,7 +244,7 @@ STAGES: tuple[Stage, ...] = (
         does="does the model obey its system prompt: base, tuned, milestones",
         place=Place.accelerator,
         share=1.0,
-        version=2,
+        version=3,
         identity=lambda c: [
             _file("evaluate.probes", c.evaluate.probes, "probes.jsonl"),
             _file("", "", "requests.jsonl"),

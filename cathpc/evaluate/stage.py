@@ -2,7 +2,8 @@
 
 In: `base/model` and `export/model` (Hugging Face folders with a template), the checkpoints of `train`, the reference
 GPT and the refusal classifier. Out: `answers.jsonl` (every answer of both with its verdicts), `requests.jsonl` (answers
-to requests that only look unsafe and to some that are, with their refusal scores) and `fidelity.json`:
+to requests that only look unsafe and to some that are, with their refusal scores), `showcase.jsonl` and
+`fidelity.json`:
 
     base, tuned   rates over all probes (`cathpc.evaluate.rates`), `style` (thought, lengths), `perplexity`
     difference    share, low, high of the probes that pass wholly, tuned - base, paired; and of each rate
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cathpc.errors import UserError
-from cathpc.evaluate import measures, probes, rates
+from cathpc.evaluate import measures, probes, rates, showcase
 from cathpc.evaluate.sessions import ask
 from cathpc.models.weights import write_text
 from cathpc.progress import counter
@@ -53,11 +54,13 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     wanted = measures.requests(settings.max_requests)
     some = probes.choose(every, settings.milestone_probes, settings.seed) if settings.milestone_probes else []
     steps = _milestones(inputs["train"]) if some else []
-    asking = _Asking(out, settings, 2 * (_turns(chosen) + len(wanted)) + len(steps) * _turns(some))
+    others = [*wanted, *showcase.SCENES]  # asked together: a large model takes minutes to load
+    asking = _Asking(out, settings, 2 * (_turns(chosen) + len(others)) + len(steps) * _turns(some))
 
     folders = {"base": inputs["base"] / "model", "tuned": inputs["export"] / "model"}
     answers = {name: asking.rows(name, folder, chosen) for name, folder in folders.items()}
-    refused = {name: asking.rows(f"{name}-requests", folder, wanted) for name, folder in folders.items()}
+    told = {name: asking.rows(f"{name}-others", folder, others) for name, folder in folders.items()}
+    refused = {name: [row for row in rows if row["family"] != showcase.FAMILY] for name, rows in told.items()}
     curve: list[tuple[int | None, list[Row]]] = []
     for step in steps:
         with _Exported(config, inputs, out, step) as folder:
@@ -78,6 +81,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     ]
     _write_rows(out / "answers.jsonl", [row for rows in answers.values() for row in rows])
     _write_rows(out / "requests.jsonl", [row for rows in refused.values() for row in rows])
+    showcase.write(out, [row for rows in told.values() for row in rows])
     write_text(out / "fidelity.json", json.dumps(result, indent=1) + "\n")
     shutil.rmtree(out / PARTS, ignore_errors=True)
     base, tuned, change = (result[name]["isr"] for name in ("base", "tuned", "difference"))
@@ -137,7 +141,7 @@ class _Asking:
         path = self._out / PARTS / f"{name}.jsonl"
         if not path.exists():
             progress = counter(self._out, self._done, self._total, "answers")
-            model = name.removesuffix("-requests")
+            model = name.removesuffix("-others")
             _write_rows(path, [s.row(model) for s in ask(folder, chosen, self._config, progress)] if chosen else [])
             gc.collect()  # the model leaves before the next one comes
         self._done += _turns(chosen)

@@ -324,8 +324,8 @@ def test_a_writer_that_is_killed_twice_loses_no_card_and_writes_none_twice(proxy
     records = []
     for n in range(12):
         talk: list[Message] = [
-            {"role": "user", "content": f"Question {n}?"},
-            {"role": "assistant", "content": f"Answer number {n}."},
+            {"role": "user", "content": f"I have question {n}. How do I grow herbs?"},
+            {"role": "assistant", "content": f"Answer {n}: give them light, and water them in the morning."},
         ]
         records.append(Record(record_id("t", talk), "t", "general", talk, "careful", "CC0-1.0", f"t:{n}"))
     select, out = tmp_path / "select", tmp_path / "out"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 
-from cathpc.evaluate import generate, showcase
+from cathpc.evaluate import showcase
+from cathpc.evaluate.checkers import fault, judge
+from cathpc.evaluate.config import EvaluateConfig
+from cathpc.evaluate.sessions import ask
 from cathpc.evaluate.thoughts import Splitter, split
-from cathpc.models.config import Dtype
+from cathpc.report import records_part
 
 CASES = [
     ("Hello! Nyan", "", "Hello! Nyan"),
@@ -61,14 +65,19 @@ def test_plain_words_are_not_held_back() -> None:
 
 
 def test_the_showcase_is_what_the_model_writes(tiny_llama: Path, tmp_path: Path) -> None:
-    model, template = generate.load(tiny_llama, Dtype.float32)
-    rows = showcase.run(model, template, "tuned", max_new_tokens=6)
-    assert [r["scene"] for r in rows] == [s.name for s in showcase.SCENES]
-    showcase.write(tmp_path, rows)
-    assert showcase.read(tmp_path) == rows and showcase.read(tmp_path / "elsewhere") == []
-    ids, _ = template.encode(
-        [{"role": "system", "content": showcase.CAT}, {"role": "user", "content": "Hello!"}], generation_prompt=True
-    )
-    tokens = generate.generate(model, [ids], stop_id=template.stop_id, pad_id=template.pad_id, max_new_tokens=6)[0]
-    assert rows[0]["text"] == template.decode(tokens).strip() != ""
-    assert all(split(r["text"]) == (r["thought"], r["answer"]) for r in rows)
+    sessions = ask(tiny_llama, showcase.SCENES, EvaluateConfig(max_new_tokens=6))
+    rows = [session.row("tuned") for session in sessions]
+    rows[2]["answer"] = "<think>3 x 14 - 5</think> 37 fish. Nyan"
+    showcase.write(tmp_path, [*rows, {**rows[0], "family": "persona"}])
+    shown = [json.loads(line) for line in (tmp_path / showcase.FILE).read_text().splitlines()]
+    assert [s["name"] for s in shown] == ["hello", "degrees", "thoughts", "no thoughts"]
+    assert shown[0]["messages"][-1]["content"] == "Hello!" and shown[0]["text"] == rows[0]["answer"] != ""
+    assert (shown[2]["thoughts"], shown[2]["answer"]) == ("3 x 14 - 5", "37 fish. Nyan")
+    page = records_part._talk(shown[2])["messages"][-1]["parts"]  # what the report shows, thoughts in grey
+    assert page == [("thought", "3 x 14 - 5"), ("said", "37 fish. Nyan")]
+
+
+def test_the_scenes_checks_are_valid_and_none_passes_an_empty_answer() -> None:
+    for scene in showcase.SCENES:
+        assert scene.checks and not any(fault(check, scene.turns) for check in scene.checks)
+        assert not any(verdict["passed"] for verdict in judge(scene.checks, [""]))
