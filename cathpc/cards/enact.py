@@ -44,10 +44,8 @@ FAMILIES = ("phrase", "persona", "format", "length", "thought")
 
 
 @cache
-def _lists() -> dict[str, list[Any]]:
-    lists: dict[str, list[Any]] = yaml.safe_load(
-        (Path(__file__).parents[1] / "assets" / "enact.yaml").read_text("utf-8")
-    )
+def _lists() -> dict[str, Any]:
+    lists: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "assets" / "enact.yaml").read_text("utf-8"))
     return lists
 
 
@@ -70,6 +68,10 @@ class Draw:
         """An entry of the list `name` in enact.yaml."""
         return self.of(_lists()[name])
 
+    def say(self, rule: str, **words: Any) -> str:
+        """How a card says `rule`."""
+        return str(self.of(_lists()["says"][rule]).format(**words))
+
     def phrase(self) -> str:
         """A few words to begin or end with."""
         if self.number() < 0.35:
@@ -82,39 +84,19 @@ def _joined(pieces: Sequence[str]) -> str:
     return " ".join(pieces)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{NUMBERS[number]} {noun}" + ("s" if number != 1 else "")
-
-
-# --- length -----------------------------------------------------------------------------------------------------------
+# --- rules: length, format, thought, phrases, persona -----------------------------------------------------------------
 
 
 def sentences(draw: Draw) -> Rule:
     """So many sentences."""
     count = draw.of((1, 1, 2, 3))
-    said = _count(count, "sentence")
-    say = draw.of(
-        (
-            f"Give your answers in {said}.",
-            f"Use exactly {said} each time.",
-            f"Each reply consists of {said}, no more and no less.",
-            f"You always speak in {said}.",
-        )
-    )
-    return say, lambda s: _joined(s[:count]) if len(s) >= count else None
+    said = f"{NUMBERS[count]} sentence{'s' * (count > 1)}"
+    return draw.say("sentences", said=said), lambda s: _joined(s[:count]) if len(s) >= count else None
 
 
 def few_words(draw: Draw) -> Rule:
     """At most so many words."""
     most = draw.of((4, 6, 8, 10, 12, 18, 25, 35))
-    say = draw.of(
-        (
-            f"Replies have {most} words at the most.",
-            f"Use no more than {most} words a reply.",
-            f"Be brief: {most} words are the limit.",
-            f"You never go beyond {most} words.",
-        )
-    )
 
     def edit(pieces: list[str]) -> str | None:
         kept: list[str] = []
@@ -125,158 +107,101 @@ def few_words(draw: Draw) -> Rule:
         clause = re.split(r"[,;:]\s|\s(?:because|which|that|and|but|while|so)\s", pieces[0])[0].rstrip(" .,;:")
         return f"{clause}." if 2 <= len(shapes.words(clause)) <= most else None
 
-    return say, edit
+    return draw.say("few_words", most=most), edit
 
 
-# --- format -----------------------------------------------------------------------------------------------------------
+def many_words(draw: Draw) -> Rule:
+    """At least so many words."""
+    least = draw.of((12, 18, 22, 30, 35))
+
+    def edit(pieces: list[str]) -> str | None:
+        texts = (_joined(pieces[:number]) for number in range(1, len(pieces) + 1))
+        return next((text for text in texts if len(shapes.words(text)) >= least), None)
+
+    return draw.say("many_words", least=least), edit
+
+
+def _lines(draw: Draw, name: str, mark: str) -> Rule:
+    count = draw.of((2, 3, 4))
+
+    def edit(pieces: list[str]) -> str | None:
+        lines = [mark.format(number) + piece for number, piece in enumerate(pieces[:count], 1)]
+        return "\n".join(lines) if len(lines) == count else None
+
+    return draw.say(name, said=NUMBERS[count]), edit
 
 
 def bullets(draw: Draw) -> Rule:
     """A bullet list."""
-    count = draw.of((2, 3, 4))
-    say = draw.of(
-        (
-            f"Reply with a list of {NUMBERS[count]} bullets and no other text.",
-            f"All you write is a bullet list with {NUMBERS[count]} entries, each on a line that starts with a dash.",
-            f"Write {NUMBERS[count]} bullet points, one a line, each beginning with '- '.",
-        )
-    )
-    return say, lambda s: "\n".join(f"- {p}" for p in s[:count]) if len(s) >= count else None
+    return _lines(draw, "bullets", "- ")
 
 
 def numbered(draw: Draw) -> Rule:
     """A numbered list."""
-    count = draw.of((2, 3, 4))
-    say = draw.of(
-        (
-            f"Number your points: {NUMBERS[count]} of them, one a line.",
-            f"Reply as a numbered list with {NUMBERS[count]} entries.",
-            f"Write {NUMBERS[count]} numbered lines and nothing besides.",
-        )
-    )
-    return say, lambda s: "\n".join(f"{n}. {p}" for n, p in enumerate(s[:count], 1)) if len(s) >= count else None
+    return _lines(draw, "numbered", "{}. ")
 
 
 def json_object(draw: Draw) -> Rule:
-    """A JSON object."""
+    """A JSON object with one key or two."""
     key, second, value = draw.word("keys"), draw.word("other_keys"), draw.word("values")
-    if draw.number() < 0.5:
-        say = f'Reply in JSON: an object with the key "{key}", without any text around it.'
-        return say, lambda s: json.dumps({key: s[0]}, ensure_ascii=False)
-    say = draw.of(
-        (
-            f'Your output is read by a program: a JSON object with the keys "{key}" and "{second}".',
-            f'Write one JSON object with "{key}" and "{second}" as its keys and no prose outside.',
-        )
-    )
-    return say, lambda s: json.dumps({key: s[0], second: value}, ensure_ascii=False)
+    more = {second: value} if draw.number() < 0.5 else {}
+    say = draw.say("json_pair" if more else "json_object", key=key, second=second)
+    return say, lambda s: json.dumps({key: s[0], **more}, ensure_ascii=False)
 
 
 def capitals(draw: Draw) -> Rule:
     """Capital letters only."""
-    say = draw.of(
-        ("Type in capital letters only.", "ALL your text is in upper case.", "You only ever write in capitals.")
-    )
-    return say, lambda s: _joined(s[:2]).upper()
+    return draw.say("capitals"), lambda s: _joined(s[:2]).upper()
 
 
 def small(draw: Draw) -> Rule:
     """Small letters only."""
-    say = draw.of(
-        (
-            "Type without any capital letter.",
-            "Use small letters throughout.",
-            "Your keyboard has lowercase letters alone.",
-        )
-    )
-    return say, lambda s: _joined(s[:2]).lower()
+    return draw.say("small"), lambda s: _joined(s[:2]).lower()
 
 
 def framed(draw: Draw) -> Rule:
     """The answer between marks."""
     left, right = draw.word("frames")
-    say = draw.of((f"Put all that you say between {left} and {right}.", f"Start with {left} and close with {right}."))
-    return say, lambda s: f"{left}{_joined(s[:2])}{right}"
-
-
-# --- thought ----------------------------------------------------------------------------------------------------------
+    return draw.say("framed", left=left, right=right), lambda s: f"{left}{_joined(s[:2])}{right}"
 
 
 def thinking(draw: Draw) -> Rule:
     """Thought aloud, in marked steps."""
-    say = draw.of(
-        (
-            "Let the user follow your reasoning: go step by step, with 'first', 'next' and 'therefore'.",
-            "Show your chain of thought in steps that begin with first, next and therefore.",
-            "Reason in the open before you conclude: first this, next that, therefore the result.",
-        )
-    )
-    marks = ("First: ", "Next: ", "Therefore: ")
-    return say, lambda s: _joined([m + p for m, p in zip(marks, s, strict=False)]) if len(s) >= 3 else None
+
+    def edit(pieces: list[str]) -> str | None:
+        steps = [mark + piece for mark, piece in zip(("First: ", "Next: ", "Therefore: "), pieces, strict=False)]
+        return _joined(steps) if len(steps) == 3 else None
+
+    return draw.say("thinking"), edit
 
 
 def bare(draw: Draw) -> Rule:
     """No thought aloud: one plain sentence."""
-    say = draw.of(
-        (
-            "Keep your reasoning to yourself: state the outcome in a single sentence.",
-            "Neither explain nor count steps: the bare result in one sentence.",
-            "Do not show how you think. One sentence is all that is wanted.",
-        )
-    )
     steps = re.compile(r"\b(?:first|next|then|so|because|since|therefore|thus|hence|finally)\b", re.IGNORECASE)
-    return say, lambda s: next((p for p in s if not steps.search(p) and len(shapes.words(p)) <= 25), None)
-
-
-# --- phrases and persona ----------------------------------------------------------------------------------------------
+    return draw.say("bare"), lambda s: next((p for p in s if not steps.search(p) and len(shapes.words(p)) <= 25), None)
 
 
 def opening(draw: Draw) -> Rule:
     """A phrase at the beginning."""
     phrase, mark = draw.phrase(), draw.of(("!", ":", ".", ","))
-    say = draw.of(
-        (
-            f"Open every reply with '{phrase}'.",
-            f'Your replies start with the words "{phrase}".',
-            f"The first thing you say is always '{phrase}'.",
-            f'You cannot speak without saying "{phrase}" first.',
-        )
-    )
-    return say, lambda s: f"{_upper(phrase)}{mark} {_joined(s)}"
+    return draw.say("opening", phrase=phrase), lambda s: f"{_upper(phrase)}{mark} {_joined(s)}"
 
 
 def ending(draw: Draw) -> Rule:
     """A phrase at the end."""
     phrase, mark = draw.phrase(), draw.of(("!", ".", ""))
-    say = draw.of(
-        (
-            f"Close every reply with '{phrase}'.",
-            f'Finish whatever you say with "{phrase}".',
-            f"The last words of each reply are '{phrase}'.",
-            f'You add "{phrase}" at the end, always.',
-            f"You end all your messages with the words '{phrase}'.",
-        )
-    )
-    return say, lambda s: f"{_joined(s)} {_upper(phrase)}{mark}"
+    return draw.say("ending", phrase=phrase), lambda s: f"{_joined(s)} {_upper(phrase)}{mark}"
 
 
 def title(draw: Draw) -> Rule:
     """What the user is called."""
-    name = draw.word("titles")
-    say = draw.of(
-        (
-            f"Address whoever writes to you as '{name}'.",
-            f"You call the user {name} each time you speak.",
-            f'Never forget to say "{name}" to the user.',
-        )
-    )
-    at_end = draw.number() < 0.5
+    name, at_end = draw.word("titles"), draw.number() < 0.5
 
     def edit(pieces: list[str]) -> str:
         text = _joined(pieces)
         return f"{text[:-1]}, {name}." if at_end and text.endswith(".") else f"{name}! {text}"
 
-    return say, edit
+    return draw.say("title", name=name), edit
 
 
 def _upper(text: str) -> str:
@@ -284,13 +209,12 @@ def _upper(text: str) -> str:
 
 
 KINDS: tuple[Callable[[Draw], Rule], ...] = (
-    ending, ending, ending, opening, opening, title, title, sentences, few_words, few_words, bullets, numbered,
-    json_object, capitals, small, framed, thinking, bare,
+    ending, ending, ending, opening, opening, title, title, sentences, few_words, few_words, many_words, bullets,
+    numbered, json_object, capitals, small, framed, thinking, bare,
 )  # fmt: skip
 """The rules, as often as they are to be drawn."""
 FRAMES = (ending, opening, title)
 """Those that go with another one."""
-SHORT = ("Keep it short.", "One or two sentences are enough.", "You are a person of few words.", "Answers stay short.")
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -337,8 +261,7 @@ def _talk(draw: Draw, question: str, pieces: list[str]) -> list[Message]:
     """The conversation under one or two rules, in one turn or in some; [] where the rule does not fit."""
     name, trade = f"{draw.word('first')} {draw.word('last')}", draw.word("trades")
     article = "an" if trade[0] in "aeiou" else "a"
-    scene = draw.of(("You are {0}, {1} {2} {3}.", "Your name is {0}. You work as {1} {2} {3}.", "{0}, {1} {2} {3}."))
-    said, edits = [scene.format(name, article, trade, draw.word("places"))], []
+    said, edits = [draw.say("scene", name=name, article=article, trade=trade, place=draw.word("places"))], []
     first = draw.of(KINDS)
     kinds = [first]
     if first in FRAMES and draw.number() < 0.3:
@@ -349,7 +272,7 @@ def _talk(draw: Draw, question: str, pieces: list[str]) -> list[Message]:
         edits.append(edit)
     each = draw.of((1, 1, 2)) if first in FRAMES else len(pieces)
     if first in FRAMES and draw.number() < 0.5:
-        said.insert(draw.of((1, len(said))), draw.of(SHORT))
+        said.insert(draw.of((1, len(said))), draw.say("short"))
 
     asked = [question]
     parts = [pieces[:each]]

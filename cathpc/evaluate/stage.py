@@ -10,7 +10,7 @@ to requests that only look unsafe and to some that are, with their refusal score
     families      family -> probes, base, tuned, difference
     taught, unseen   the same over the families outside and inside of `evaluate.unseen`; null where there are none
     refusal       kind of request ('benign', 'unsafe') -> share refused by base and tuned, difference
-    milestones    step and rates of each checkpoint that the training kept, the last one is the tuned model
+    milestones    step, probes and rates: of the base (step 0), of each checkpoint kept at an epoch's end, of the tuned
     models        model -> shares of probes that pass wholly, over `all` and by `families`
 
 The rows of one model are on the disk as soon as it has answered, and are not asked for again after a kill. Greedy
@@ -61,12 +61,13 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     answers = {name: asking.rows(name, folder, chosen) for name, folder in folders.items()}
     told = {name: asking.rows(f"{name}-others", folder, others) for name, folder in folders.items()}
     refused = {name: [row for row in rows if row["family"] != showcase.FAMILY] for name, rows in told.items()}
-    curve: list[tuple[int | None, list[Row]]] = []
+    asked = {p.id for p in some}
+    of_some = {name: [row for row in rows if row["probe"] in asked] for name, rows in answers.items()}
+    curve: list[tuple[int | None, list[Row]]] = [(0, of_some["base"])]
     for step in steps:
         with _Exported(config, inputs, out, step) as folder:
             curve.append((step, asking.rows(f"step-{step}", folder, some)))
-    asked_last = {p.id for p in some}
-    curve.append((_last(inputs["export"]), [r for r in answers["tuned"] if r["probe"] in asked_last]))
+    curve.append((_last(inputs["export"]), of_some["tuned"]))
 
     result = fidelity(answers, settings)
     for name, rows in answers.items():
@@ -75,7 +76,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     if wanted:
         result["refusal"] = measures.refusals(refused, inputs["refusal"] / "model", settings)
     result["milestones"] = [
-        {"step": step, **rates.compared({"tuned": rows}, settings.resamples, settings.seed)}
+        {"step": step, "probes": len(rows), **rates.compared({"it": rows}, settings.resamples, settings.seed)["it"]}
         for step, rows in curve
         if rows
     ]

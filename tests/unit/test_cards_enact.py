@@ -47,6 +47,8 @@ def test_edit_of_each_rule_obeys_it(kind: Any) -> None:
                 assert any(shapes.contains(answer, t) for t in enact._lists()["titles"] if t in say)
             case "few_words":
                 assert len(shapes.words(answer)) <= int("".join(c for c in say if c.isdigit()))
+            case "many_words":
+                assert len(shapes.words(answer)) >= int("".join(c for c in say if c.isdigit()))
             case "sentences":
                 assert enact.NUMBERS[len(shapes.sentences(answer))] in say
             case "bullets":

@@ -61,7 +61,8 @@ def test_stage_answers_every_turn_of_every_probe_for_both_models(inputs: dict[st
         assert 0 <= written[model]["isr"]["low"] <= written[model]["isr"]["share"] <= written[model]["isr"]["high"] <= 1
         assert written[model]["perplexity"]["perplexity"] > 1 and written[model]["style"]["words"]["mean"] > 0
     assert set(written["refusal"]) == {"benign", "unsafe"} and written["refusal"]["unsafe"]["base"]["probes"] == 1
-    assert [m["probes"] for m in written["milestones"]] == [20]
+    assert [(m["step"], m["probes"]) for m in written["milestones"]] == [(0, 20), (None, 20)]
+    assert written["milestones"][0]["csr"]["share"] == written["base"]["csr"]["share"]
     requests = lines(tmp_path / "out" / "requests.jsonl")
     assert len(requests) == 4 and all(0 <= r["refusal"] <= 1 for r in requests)
     assert summary["probes"] == 20 and "20 probes: base follows" in summary["line"]
