@@ -155,7 +155,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "refusal"),
         does="a BERT that tells refusals",
         place=Place.accelerator,
-        version=2,
+        version=3,
         identity=lambda c: [
             _model(c, c.refusal.base, causal=False),
             _file("refusal.examples", c.refusal.examples, "refusals.jsonl"),

@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from cathpc import progress
 from cathpc.errors import UserError
@@ -215,14 +215,13 @@ class Training:
 
     Refusals and other answers weigh the same in sum. The embeddings of words stay as they are: most words of an answer
     to come are in no labelled row. Matrices multiply in bfloat16 where that is fast (autocast), weights and optimizer
-    are float32.
+    are float32. Attention has no dropout, so that the fused kernels serve it.
     """
 
     def __init__(self, base: Path, settings: RefusalConfig, told: Callable[[], None] = lambda: None) -> None:
         torch.manual_seed(settings.seed)
-        names = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
         model: Model = AutoModelForSequenceClassification.from_pretrained(
-            base, dtype=torch.float32, num_labels=2, **names
+            base, config=_classifier_config(base), dtype=torch.float32
         )
         model.base_model.embeddings.requires_grad_(False)
         max_len = min(settings.max_len, getattr(model.config, "max_position_embeddings", settings.max_len))
@@ -257,6 +256,15 @@ class Training:
         torch.nn.utils.clip_grad_norm_(self._weights, 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+
+def _classifier_config(base: Path) -> Any:
+    names = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
+    config = AutoConfig.from_pretrained(base, num_labels=2, **names)
+    for name in ("attention_probs_dropout_prob", "attention_dropout"):  # BERT's and RoBERTa's; ModernBERT's
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    return config
 
 
 def _batches(rows: int, settings: RefusalConfig) -> int:

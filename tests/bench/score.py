@@ -1,11 +1,12 @@
 """Likelihoods beside what one would write without cathpc, in one run: `python -m tests.bench.score`.
 
-The same model (SmolLM2-135M, or `--base`), the same texts (answers of GPT-4 and others in `../shared/data`, else those
-that ship with cathpc), the same token ids, the same threads; tokens are those of the whole conversation. In each round
-every contender has its turn; what is printed is the median of the rounds.
+The same model (SmolLM2-135M, or `--base`), the same texts (records as `pull` makes them under `+experiment=research`,
+where `../shared/data` is there, else the demo's; a sample by a hash, so in no order), the same token ids, the same
+threads; tokens are those of the whole conversation. In each round every contender has its turn; what is printed is the
+median of the rounds.
 
 - `evaluate`: the algorithm of Hugging Face `evaluate`'s perplexity metric, stated anew: float32, batches of 16 texts as
-  they come, padded, attention mask, all logits, cross entropy of all tokens. On `--few` of the texts.
+  they come, padded, attention mask, all logits, cross entropy of all tokens. On the first `--few` of the texts.
 - `loop`: bfloat16, a record at a time, logits of the answer alone.
 - `forward`: the bare forward pass in bfloat16, all logits and no loss, on batches without padding whose sequences have
   the texts' mean length, at the batch size that is fastest.
@@ -19,20 +20,22 @@ Spearman's correlation. CPU seconds beside the clock: on a busy machine they com
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForCausalLM
 
 from cathpc.config import compose
+from cathpc.data import pull
 from cathpc.data.likelihood import in_batches, mean_nll
 from cathpc.models.blocks import speed_up
 from cathpc.models.gpt import Example, token_nll
@@ -49,18 +52,19 @@ REPEAT = 2
 
 
 def texts(count: int) -> list[list[dict[str, str]]]:
-    """`count` conversations, by a hash of their texts."""
-    rows: list[dict[str, str]] = []
+    """`count` conversations, by a hash of their ids."""
     if SHARED.is_dir():
-        for name in ("instruct_gpt4.jsonl", "instruct_mixed.jsonl"):
-            rows += map(json.loads, (SHARED / name).read_text("utf-8").splitlines())
+        config = compose(["+experiment=research", f"paths.research={SHARED}"])
     else:
         print("../shared/data is absent: the texts that ship with cathpc")
-        rows = json.loads((ROOT / "cathpc/assets/demo/general.json").read_text("utf-8"))
-    pairs = [(row.get("instruction"), row.get("output")) for row in rows]
-    good = [(p, a) for p, a in pairs if isinstance(p, str) and isinstance(a, str) and p.strip() and a.strip()]
-    good.sort(key=lambda pair: unit_hash("".join(pair), 0))
-    return [[{"role": "user", "content": p}, {"role": "assistant", "content": a}] for p, a in good[:count]]
+        config = compose(["+experiment=demo"])
+    with tempfile.TemporaryDirectory() as folder:
+        pull.run(config, {}, Path(folder))
+        rows = [
+            row for file in sorted(Path(folder).glob("records/*.parquet")) for row in pq.read_table(file).to_pylist()
+        ]
+    rows.sort(key=lambda row: unit_hash(row["id"], 0))
+    return [row["messages"] for row in rows[:count]]
 
 
 def by_evaluate(model: Any, examples: list[Example], pad: int) -> None:
@@ -124,7 +128,7 @@ def main() -> None:
     parser.add_argument("--base", default="", help="another model than SmolLM2-135M")
     parser.add_argument("--cache", type=Path, default=ROOT / "cache")
     parser.add_argument("--records", type=int, default=192)
-    parser.add_argument("--few", type=int, default=32)
+    parser.add_argument("--few", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
@@ -138,7 +142,6 @@ def main() -> None:
     folder = prepare(arguments.base or gpt.base, gpt.template, arguments.cache)
     template = Template.load(folder)
     examples = [Example(*template.encode(messages)) for messages in texts(arguments.records)]
-    examples = [e for e in examples if len(e.ids) <= 1024]
     few = examples[: arguments.few]
     tokens, few_tokens = (sum(len(e.ids) for e in part) for part in (examples, few))
     mean = round(tokens / len(examples))
