@@ -216,10 +216,11 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "export",
         "cathpc.train.export:run",
-        inputs=("train", "base", "pack"),
+        inputs=("train", "base", "pack", "pull", "reference", "pool", "refusal", "select", "cards"),  # for its cards
         config=(),
         does="checkpoint -> Hugging Face folder",
         share=1.0,
+        version=2,
         identity=lambda c: c.name,  # the title of the model card
     ),
     Stage(
@@ -250,8 +251,8 @@ STAGES: tuple[Stage, ...] = (
             "evaluate",
         ),
         config=("report", "tracker"),
-        does="one HTML page and W&B",
-        version=2,
+        does="one HTML page, the cards of model and data, and W&B",
+        version=3,
         identity=lambda c: c.name,
     ),
 )

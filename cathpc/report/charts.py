@@ -123,10 +123,11 @@ def canvas(
 
 
 def hover(plot: Any, rows: Sequence[tuple[str, str]], renderers: Sequence[Any], **options: Any) -> None:
-    """Show `rows` of (label, Bokeh's field) where the pointer is over one of `renderers`: one mark at a time."""
-    plot.add_tools(
-        HoverTool(tooltips=list(rows), renderers=list(renderers), limit=1, visible=False, **options),
-    )
+    """Show `rows` of (label, value), both with Bokeh's @fields, where the pointer is over one of `renderers`: one mark
+    at a time. Bokeh escapes what the fields hold."""
+    lines = "".join(f'<div><span style="color:#4d5765">{label}</span> {value}</div>' for label, value in rows)
+    told = f'<div style="max-width:24rem">{lines}</div>'
+    plot.add_tools(HoverTool(tooltips=told, renderers=list(renderers), limit=1, visible=False, **options))
 
 
 def source(**columns: Any) -> ColumnDataSource:

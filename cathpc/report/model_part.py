@@ -13,6 +13,7 @@ from typing import Any
 from cathpc import __version__
 from cathpc.progress import duration
 from cathpc.record import unit_hash
+from cathpc.report.data_card import origin
 from cathpc.report.gather import Facts
 from cathpc.report.html import percent, words
 from cathpc.report.measures import fidelity_rows
@@ -194,7 +195,7 @@ def cite(facts: Facts, name: str) -> dict[str, Any]:
         f"  version = {{{__version__}}},\n"
         f"  note    = {{Experiment {name}, training fingerprint {fingerprint}}}\n}}"
     )
-    rows = [[key, s["component"], s["license"], s["kept"], _origin(s["origin"])] for key, s in facts.sources.items()]
+    rows = [[key, s["component"], s["license"], s["kept"], origin(s["origin"])] for key, s in facts.sources.items()]
     return {
         "bibtex": bibtex,
         "sources": table("Sources", ["source", "component", "licence", "records", "origin"], rows),
@@ -233,8 +234,3 @@ def _answer_examples(facts: Facts, most: int = 6) -> list[dict[str, Any]]:
 def _probes(facts: Facts, family: str) -> int:
     return len({a["probe"] for a in facts.answers if family in ("all", a["family"])})
 
-
-def _origin(origin: Any) -> str:
-    if isinstance(origin, dict):
-        return ", ".join(f"{words(str(key))} {value}" for key, value in origin.items())
-    return str(origin)

@@ -1,4 +1,5 @@
-"""Stage `report`: the folders of all stages in; `report.html`, `figures/` and a W&B run out.
+"""Stage `report`: the folders of all stages in; `report.html`, `figures/`, `model_card.md`, `data_card.md` and a W&B run
+out.
 
 A few seconds plus what W&B takes. The page holds no time of day: the same inputs give the same bytes.
 """
@@ -10,9 +11,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cathpc.report import html, sections, wandb
+from cathpc.report import data_card, html, model_card, sections, wandb
 from cathpc.report.figures import chart, draw
 from cathpc.report.gather import Facts, gather
+from cathpc.train import history, metrics
 
 if TYPE_CHECKING:
     from cathpc.config import Config
@@ -37,6 +39,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     )
     text = html.render(page)
     _write(out / "report.html", text)
+    _write(out / data_card.NAME, data_card.data_card(config.name, inputs))
+    if (inputs["export"] / "model").is_dir():
+        _write(out / model_card.NAME, _model_card(config.name, inputs, facts))
     size_kb = len(text.encode()) / 1e3
     return {
         "html": "report.html",
@@ -45,6 +50,17 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         "wandb": tracked,
         "line": f"report.html, {len(pictures)} figures, {size_kb:,.0f} kB; {tracked['line']}",
     }
+
+
+def _model_card(name: str, inputs: dict[str, Path], facts: Facts) -> str:
+    """The card of the exported model, with what evaluate measured of it."""
+    from cathpc.models.template import Template
+
+    checkpoint = facts.summary("export")["checkpoint"]
+    told = model_card.trained(inputs["train"] / metrics.METRICS, history.step_of(Path(checkpoint)))
+    template = Template.load(inputs["export"] / "model")
+    pack = facts.summary("pack")
+    return model_card.model_card(name, template, pack, told, inputs, fidelity=facts.fidelity)
 
 
 def run_id(name: str, facts: Facts) -> str:

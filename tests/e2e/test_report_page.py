@@ -37,7 +37,7 @@ return [box.left + view.frame.x_scale.compute(data.x[row]), box.top + view.frame
 """
 TOOLTIPS = """
 const within = root => [...root.querySelectorAll("*")].flatMap(element => [
-  ...(element.classList.contains("bk-Tooltip") ? [element.shadowRoot.textContent] : []),
+  ...(element.classList.contains("bk-Tooltip") ? [element.shadowRoot.querySelector(".bk-tooltip-content").textContent] : []),
   ...(element.shadowRoot ? within(element.shadowRoot) : []),
 ]);
 return within(document).join(" ");
@@ -124,12 +124,14 @@ def test_the_pointer_over_a_point_shows_its_record_and_a_click_explains_it(deskt
     data = desktop.execute_script("return Bokeh.documents[0].get_model_by_name('records').data")
     ids = [id for id, x in zip(data["id"], data["x"], strict=True) if x is not None]
     whole = {e.get_attribute("id") for e in desktop.find_elements("css selector", "details[id^='record-']")}
-    for explained in (True, False):
-        wanted = next(id for id in ids if (f"record-{id}" in whole) is explained)
+    hostile = [f"{number:016x}" for number in range(0, 400, 50)]
+    for candidates in (whole & {f"record-{id}" for id in ids}, {f"record-{id}" for id in ids} - whole):
+        wanted = min(candidates).removeprefix("record-")
         x, y = desktop.execute_script(POINT, "chart-population-0", data["id"].index(wanted))
         point_at(desktop, x, y)
         text = WebDriverWait(desktop, PATIENCE_S).until(lambda d: d.execute_script(TOOLTIPS))
         shown = re.findall(r"[0-9a-f]{16}", text)
+        assert ("<script>" in text) == (shown[0] in hostile), "what a record holds is text"
         assert set(shown) <= set(ids) and "What is the best way to learn" in text and "_set (" in text, text
         click(desktop)
         WebDriverWait(desktop, PATIENCE_S).until(lambda d: "#record-" in d.current_url)
