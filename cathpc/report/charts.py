@@ -174,9 +174,13 @@ def cut(plot: Any, at: float, dimension: str, *, colour: str = INK, dash: str = 
     """A line across the plot: 'height' at x = `at`, 'width' at y = `at`."""
     plot.add_layout(
         Span(
-            location=at, dimension=dimension, line_color=colour, line_dash=dash, line_width=1.5,
+            location=at,
+            dimension=dimension,
+            line_color=colour,
+            line_dash=dash,
+            line_width=1.5,
             tags=["ink"] if colour == INK else [],
-        )  # fmt: skip
+        )
     )
 
 
@@ -227,4 +231,3 @@ def _renumber(node: Any, known: dict[str, str]) -> None:
             node["id"] = known.setdefault(name, f"m{len(known)}")
         for part in node.values():
             _renumber(part, known)
-

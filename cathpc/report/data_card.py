@@ -1,7 +1,7 @@
 """The data card: what a run's records are, where they came from and what was done to them, as Markdown.
 
-In: the finished folders of the stages (those that are not given or not finished are left out, and the card says so). Out:
-text. Time is that of one pass over two columns of the verdicts.
+In: the finished folders of the stages (those that are not given or not finished are left out, and the card says so).
+Out: text. Time is that of one pass over two columns of the verdicts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def data_card(name: str, folders: Mapping[str, Path]) -> str:
-    """The card of the data of run `name`: sources and licences, filters and thresholds, scores, cards, hashes, limits."""
+    """The card of the data of run `name`."""
     known = manifests(folders)
     parts = [f"# Data of {name}\n\n{_lead(known)}", _sources(folders, known), _filters(folders, known), _scorers(known)]
     parts += [_cards(known), _form(), hashes(known, ("pull", "score", "select", "cards", "pack"))]
@@ -98,7 +98,9 @@ def _sources(folders: Mapping[str, Path], known: Mapping[str, Any]) -> str:
     reasons = known.get("pull", {}).get("summary", {}).get("reasons", {})
     if reasons:
         told = ", ".join(f"{words(reason)} {count:,}" for reason, count in reasons.items())
-        text += f"\n\nRows set aside while reading: {told}. Each is in `rejects.jsonl` of the stage pull with its reason."
+        text += (
+            f"\n\nRows set aside while reading: {told}. Each is in `rejects.jsonl` of the stage pull with its reason."
+        )
     dataset = known.get("pull", {}).get("config", {}).get("dataset", {})
     if sets := dataset.get("decontaminate"):
         listed = ", ".join(sorted(sets)) if isinstance(sets, (Mapping, list)) else str(sets)
@@ -119,7 +121,11 @@ def _filters(folders: Mapping[str, Path], known: Mapping[str, Any]) -> str:
     for rule in filters.NAMES:
         keys = filters.keys(config, rule)
         told = ", ".join(f"{key}: {_value(settings[key])}" for key in keys)
-        border = ", ".join(f"{name} {number(held[rule])}" for name, held in sorted(cuts.items()) if rule in held)
+        border = ", ".join(
+            f"{name} {number(held[rule])}"
+            for name, held in sorted(cuts.items())
+            if rule in held and rule != filters.QUOTA
+        )
         if told or dropped.get(rule):
             rows.append([words(rule), told or "–", border or "–", dropped.get(rule, 0)])
     text = markdown(["rule", "setting", "threshold by component", "dropped"], rows)
@@ -161,8 +167,8 @@ def _form() -> str:
 
     fields = ", ".join(f"`{field.name}`" for field in RECORD_SCHEMA)
     return (
-        f"## Form\n\nParquet, a row a record: {fields}. `messages` is a list of {{role, content}} with the roles system, "
-        "user and assistant; `id` is made of source and messages, and the same on every machine."
+        f"## Form\n\nParquet, a row a record: {fields}. `messages` is a list of {{role, content}} with the roles "
+        "system, user and assistant; `id` is made of source and messages, and the same on every machine."
     )
 
 

@@ -1,7 +1,8 @@
 """The model card: what a model was made from, how it is prompted, what was measured, as Markdown for its folder.
 
-In: the run's name, the template, the figures of the training and the finished folders of the stages. Out: text. The stage
-`export` writes it as README.md, before fidelity is measured; the stage `report` writes it anew with what was measured.
+In: the run's name, the template, the figures of the training and the finished folders of the stages. Out: text. The
+stage `export` writes it as README.md, before fidelity is measured; the stage `report` writes it anew with what was
+measured.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
 NAME = "model_card.md"
 LIMITS = (
-    "It does what its system prompt says, whoever writes the system prompt: whoever serves it answers for that text. "
-    "Refusals were taken out of its training data, and it has no safeguards of its own beyond those of its base.",
-    "It was measured on prompts in English, with instructions that a program can check; manners, facts and reasoning are "
-    "not measured by that.",
+    "It is trained to do what its system prompt says, whoever writes it: whoever serves the model answers for that "
+    "text. Nothing was done to make it safe; where a filter took refusals out of the data (see the data card), even "
+    "less of its base's caution may be left.",
+    "It was measured on prompts in English, with instructions that a program can check; manners, facts and reasoning "
+    "are not measured by that.",
     "It keeps the errors of its base and of the answers that it learned from. Its answers on health are no advice.",
     "Conversations longer than the rows that it was trained on are beyond what was measured.",
 )
@@ -79,8 +81,9 @@ def _head(known: Mapping[str, Any]) -> str:
 def _lead(pack: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     train, held_out = pack["train"], facts["eval_loss"]
     return (
-        f"Fine-tuned with cathpc {__version__} on {train['records']:,} conversations ({facts['tokens']:,} tokens in "
-        f"{facts['epochs']} epochs,\npacked to {pack['seq_len']:,} tokens a row, loss on the assistant's turns alone).\n"
+        f"Fine-tuned with cathpc {__version__} on {train['records']:,} conversations ({facts['tokens']:,} tokens "
+        f"in {facts['epochs']} epochs,\npacked to {pack['seq_len']:,} tokens a row, loss on the assistant's turns "
+        "alone).\n"
         f"Training loss after step {facts['step']:,}: {facts['loss']:.4f} nats a token"
         f"{f', held-out loss {held_out:.4f}' if held_out is not None else ''}."
     )
@@ -133,7 +136,9 @@ def _results(facts: Mapping[str, Any], fidelity: Mapping[str, Any] | None) -> st
     models: Mapping[str, Any] = fidelity["models"]
     families = {family for model in models.values() for family in model["families"]}
     for family in ("all", *sorted(families)):
-        cells = [m["all"] if family == "all" else m["families"].get(family) for m in map(models.get, ("base", "tuned")) if m]
+        cells = [
+            m["all"] if family == "all" else m["families"].get(family) for m in map(models.get, ("base", "tuned")) if m
+        ]
         what = "probes passed" if family == "all" else f"of them {words(family)}"
         rows.append([what, *(share(cell) if cell else None for cell in cells)])
     change = fidelity["difference"]

@@ -1,5 +1,5 @@
-"""Stage `report`: the folders of all stages in; `report.html`, `figures/`, `model_card.md`, `data_card.md` and a W&B run
-out.
+"""Stage `report`: the folders of all stages in; `report.html`, `figures/`, the cards of model and data
+and a W&B run out.
 
 A few seconds plus what W&B takes. The page holds no time of day: the same inputs give the same bytes.
 """

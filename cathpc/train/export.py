@@ -1,11 +1,11 @@
 """Stage `export`: a checkpoint becomes a Hugging Face folder that plain transformers, vLLM and llama.cpp read.
 
 In: a checkpoint (the newest, or that of a given step), the base model's config, tokenizer and template. Out: `model/`
-with bfloat16 safetensors shards, config, generation config, tokenizer, chat template, `template.json`, a model card and a data card;
-of a training of adapters also `adapter/` for PEFT, and `model/` is the base model with the adapters added. The ranks'
-float32 partitions are read, converted and written block by block: memory stays at a few blocks (`states.BLOCK`)
-whatever the model's size; time is one read of the weights (a third of the checkpoint) after one read of all of it,
-which proves that it is whole.
+with bfloat16 safetensors shards, config, generation config, tokenizer, chat template, `template.json` and the cards of
+model and data (README.md, data_card.md; the inputs beyond these three are for the cards alone); of a training of
+adapters also `adapter/` for PEFT, and `model/` is the base model with the adapters added. The ranks' float32 partitions
+are read, converted and written block by block: memory stays at a few blocks (`states.BLOCK`) whatever the model's size;
+time is one read of the weights (a third of the checkpoint) after one read of all of it, which proves that it is whole.
 """
 
 from __future__ import annotations
