@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import bokeh
 from bokeh.document import Document
@@ -27,10 +27,10 @@ from bokeh.models import (
     PanTool,
     Range1d,
     ResetTool,
-    Span,
     TapTool,
     WheelZoomTool,
 )
+from bokeh.models.annotations import Span
 from bokeh.plotting import figure as _figure
 
 INK = "#6b7380"
@@ -74,7 +74,7 @@ def canvas(
     x: str = "",
     y: str = "",
     names: Sequence[str] | None = None,
-    zoom: str = "",
+    zoom: Literal["", "width", "both"] = "",
     tap: bool = False,
     **options: Any,
 ) -> Any:
@@ -165,9 +165,9 @@ def decades(axis: Any, low: float, high: float, most: int = 8) -> None:
     ticks(axis, {place: f"{place:,g}" for place in places})
 
 
-def span(range_: tuple[float, float]) -> Range1d:
+def span(range_: tuple[float, float]) -> Any:
     """A range that goes back to where it was by the tool 'reset'."""
-    return Range1d(*range_)
+    return Range1d(start=range_[0], end=range_[1])
 
 
 def cut(plot: Any, at: float, dimension: str, *, colour: str = INK, dash: str = "dashed") -> None:
@@ -199,7 +199,11 @@ def embed(charts: Mapping[str, Chart]) -> str:
     told: Any = document.to_json(deferred=False)
     known: dict[str, str] = {}
     _renumber(told, known)
-    text = json.dumps({"doc": told, "roots": {known[id]: place for id, place in roots.items()}}, separators=(",", ":"))
+    text = json.dumps(
+        {"doc": told, "roots": {known[id]: place for id, place in roots.items()}},
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
     return text.replace("<", "\\u003c")
 
 

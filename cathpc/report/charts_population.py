@@ -192,7 +192,7 @@ def _ground(plot: Any, points: pa.Table, quality: str, drawn: int) -> None:
     shade = np.log1p(counts) / np.log1p(counts.max())
     red, green, blue = (int(GREY[i : i + 2], 16) for i in (1, 3, 5))
     pixels = np.zeros((CELLS, CELLS), np.uint32)
-    view = pixels.view(np.uint8).reshape(CELLS, CELLS, 4)
+    view: Any = pixels.view(np.uint8).reshape(CELLS, CELLS, 4)
     view[..., 0], view[..., 1], view[..., 2] = red, green, blue
     view[..., 3] = np.round(150 * shade)
     bottom, top = (low, high) if higher else (float(np.exp(low)), float(np.exp(high)))

@@ -61,7 +61,7 @@ def reliability(facts: Facts) -> dict[str, Chart]:
             left=edges[:-1][some], right=edges[1:][some], count=held[some], part=[name] * int(some.sum())
         )
         bars.append(counts.quad("left", "right", "count", 0.7, source=data, name=f"reliability:{name}", **look))
-        keys.append(Key(name, look["fill_color"], "bar" if name == "others" else "hatch", f"reliability:{name}"))
+        keys.append(Key(name, str(look["fill_color"]), "bar" if name == "others" else "hatch", f"reliability:{name}"))
     counts.y_range = charts.span((0.7, 1.6 * most))
     charts.decades(counts.yaxis, 0.7, 1.6 * most, most=4)
     charts.hover(counts, [("probability", "@left{0.00} to @right{0.00}"), ("@part", "@count{0,0}")], bars)

@@ -86,7 +86,7 @@ def lengths(facts: Facts) -> dict[str, Chart]:
             )  # fmt: skip
             drawn.append(plot.quad("left", "right", "top", "bottom", source=data, name=f"{key}:{name}", **look))
             mark = "bar" if name == "kept" else "hatch"
-            keys.append(Key(f"{name} ({int(counts.sum()):,})", look["fill_color"], mark, f"{key}:{name}"))
+            keys.append(Key(f"{name} ({int(counts.sum()):,})", str(look["fill_color"]), mark, f"{key}:{name}"))
             base = base + counts
         charts.hover(plot, [("tokens", "@first{0,0} to @last{0,0}"), ("@part", "@count{0,0}")], drawn)
         if threshold:
