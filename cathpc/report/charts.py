@@ -170,7 +170,9 @@ def span(range_: tuple[float, float]) -> Any:
     return Range1d(start=range_[0], end=range_[1])
 
 
-def cut(plot: Any, at: float, dimension: str, *, colour: str = INK, dash: str = "dashed") -> None:
+def cut(
+    plot: Any, at: float, dimension: Literal["width", "height"], *, colour: str = INK, dash: str = "dashed"
+) -> None:
     """A line across the plot: 'height' at x = `at`, 'width' at y = `at`."""
     plot.add_layout(
         Span(

@@ -58,8 +58,8 @@ def population(facts: Facts, source: ColumnDataSource) -> dict[str, Chart]:
         )
     told += (
         f"The contours hold {regions()} of all; the dashed vertical line is the refusal cut, the horizontal ones are "
-        "the components' cuts for quality. Point at a record to see it, choose it to have it explained; the names switch "
-        "their records off and on."
+        "the components' cuts for quality. Point at a record to see it, choose it to have it explained; the names "
+        "switch their records off and on."
     )
     result = {"population": Chart([("", plot)], keys, told, wide=True)}
     if len(components) > 1 or populations(facts):
@@ -209,7 +209,7 @@ def _lines(plot: Any, plane: Density, levels: Sequence[float], quality: str, col
 
     y = plane.y if HIGHER_IS_BETTER[quality] else np.exp(plane.y)
     maker = contour_generator(plane.x, y, plane.mass)
-    paths = [path for level in levels for path in maker.lines(level)]
+    paths: list[Any] = [path for level in levels for path in maker.lines(level)]
     tags = ["ink"] if colour == charts.INK else []
     plot.multi_line(
         [path[:, 0].astype("f4") for path in paths], [path[:, 1].astype("f4") for path in paths], line_color=colour,
