@@ -230,10 +230,11 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "export",
         "cathpc.train.export:run",
-        inputs=("train", "base", "pack"),
+        inputs=("train", "base", "pack", "pull", "reference", "pool", "refusal", "select", "cards"),  # for its cards
         config=(),
         does="checkpoint -> Hugging Face folder",
         share=1.0,
+        version=2,
         identity=lambda c: c.name,  # the title of the model card
     ),
     Stage(
@@ -268,8 +269,8 @@ STAGES: tuple[Stage, ...] = (
             "evaluate",
         ),
         config=("report",),
-        does="one HTML page",
-        version=3,
+        does="one HTML page, the cards of model and data",
+        version=4,
         identity=lambda c: c.name,
     ),
 )

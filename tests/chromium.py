@@ -25,6 +25,12 @@ def programs() -> tuple[str, str]:
     pytest.skip(text)
 
 
+def features(dark: bool) -> list[dict[str, str]]:
+    """What the page is told of its reader: light or dark, and no moving about, so that places stand still."""
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    return [scheme, {"name": "prefers-reduced-motion", "value": "reduce"}]
+
+
 @contextmanager
 def browser(profile: Path, *, width: int = 1280, dark: bool = False, scripts: bool = True) -> Iterator[Any]:
     """A selenium driver that has no network, whose console is kept, `width` CSS pixels wide; a phone below 500."""
@@ -47,8 +53,7 @@ def browser(profile: Path, *, width: int = 1280, dark: bool = False, scripts: bo
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
         )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        found.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        found.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features(dark)})
         found.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not scripts})
         yield found
     finally:

@@ -63,6 +63,7 @@ def build(root: Path, *, count: int = 400) -> dict[str, Path]:
     }  # fmt: skip
     for start, (name, generator) in enumerate((("reference", "gpt-4"), ("pool", "vicuna-13b"))):
         mine = [record["id"] for number, record in enumerate(records) if number // 4 % 2 == start]
+        mine = mine[:400]  # as the stages do: their number has a bound
         held = {"id": mine, "generator": [generator] * len(mine)}
         pq.write_table(pa.table(held), folders[name] / "heldout.parquet")
     (folders["score"] / "scores").mkdir()
@@ -203,7 +204,8 @@ def _train(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
         for step in range(first + 1, last + 1):
             now += 4.4
             row = {
-                "step_s": 4.2, "time": now, "global_step": step, "epoch": (step - 1) // 12, "loss": 2.3 * 0.985**step + float(rng.normal(0, 0.03)),
+                "step_s": 4.2, "time": now,
+                "global_step": step, "epoch": (step - 1) // 12, "loss": 2.3 * 0.985**step + float(rng.normal(0, 0.03)),
                 "lr": 2e-5 * min(step / 4, 1 - 0.9 * step / STEPS), "grad_norm": 1.4, "tokens": 1024,
                 "supervised_tokens": 600, "tokens_seen": 1024 * step, "tokens_per_s": 240.0 + float(rng.normal(0, 8)),
                 "seconds": {"data": 0.0, "forward": 1.2, "backward": 2.4, "step": 0.6}, "memory_gb": 3.1,
@@ -276,12 +278,30 @@ def _evaluate(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
         answer["answers"] = [answer["answer"]]
     (folder / "answers.jsonl").write_text("".join(json.dumps(a) + "\n" for a in answers))
     (folder / "fidelity.json").write_text(
-        json.dumps({"models": models, "difference": {"share": 0.45, "low": 0.2, "high": 0.7}})
+        json.dumps({"models": models, "difference": {"share": 0.45, "low": 0.2, "high": 0.7}, **_rates(rng)})
     )
     talk = [{"role": "system", "content": "You are a cat with two degrees."}, {"role": "user", "content": "Hello!"}]
     shown = {"title": "The cat", "model": "tuned", "messages": talk, "answer": f"<think>{THOUGHT}</think>\nHello! Nyan"}
     (folder / "showcase.jsonl").write_text(json.dumps(shown) + "\n")
     return {"line": "24 probes"}
+
+
+def _rates(rng: np.random.Generator) -> dict[str, Any]:
+    """What of evaluate's figures is there beside the shares by family."""
+
+    def rates(chance: float) -> dict[str, Any]:
+        return {key: _share(rng.random(40) < chance) for key in ("csr", "isr", "ssr", "sessions")}
+
+    style = {"thought": {"asked": _share(rng.random(9) < 0.6), "unasked": None}, "words": {"mean": 41.5}, "empty": 1}
+    perplexity = {"perplexity": 9.5, "low": 8.8, "high": 10.4, "answers": 40}
+    change = {"share": 0.31, "low": 0.18, "high": 0.44}
+    benign = {"base": _share(rng.random(30) < 0.2), "tuned": _share(rng.random(30) < 0.1), "difference": change}
+    return {
+        "base": {**rates(0.4), "style": style, "perplexity": perplexity},
+        "tuned": {**rates(0.75), "style": style, "perplexity": None},
+        "refusal": {"benign": benign},
+        "milestones": [{"step": step, "tuned": rates(0.3 + step / 100)} for step in (12, 24, 36, 48)],
+    }
 
 
 def _share(passed: np.ndarray) -> dict[str, float]:

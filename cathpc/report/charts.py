@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import bokeh
 from bokeh.document import Document
@@ -27,10 +27,10 @@ from bokeh.models import (
     PanTool,
     Range1d,
     ResetTool,
-    Span,
     TapTool,
     WheelZoomTool,
 )
+from bokeh.models.annotations import Span
 from bokeh.plotting import figure as _figure
 
 INK = "#6b7380"
@@ -74,7 +74,7 @@ def canvas(
     x: str = "",
     y: str = "",
     names: Sequence[str] | None = None,
-    zoom: str = "",
+    zoom: Literal["", "width", "both"] = "",
     tap: bool = False,
     **options: Any,
 ) -> Any:
@@ -123,10 +123,11 @@ def canvas(
 
 
 def hover(plot: Any, rows: Sequence[tuple[str, str]], renderers: Sequence[Any], **options: Any) -> None:
-    """Show `rows` of (label, Bokeh's field) where the pointer is over one of `renderers`: one mark at a time."""
-    plot.add_tools(
-        HoverTool(tooltips=list(rows), renderers=list(renderers), limit=1, visible=False, **options),
-    )
+    """Show `rows` of (label, value), both with Bokeh's @fields, where the pointer is over one of `renderers`: one mark
+    at a time. Bokeh escapes what the fields hold."""
+    lines = "".join(f'<div><span style="color:#4d5765">{label}</span> {value}</div>' for label, value in rows)
+    told = f'<div style="max-width:24rem">{lines}</div>'
+    plot.add_tools(HoverTool(tooltips=told, renderers=list(renderers), limit=1, visible=False, **options))
 
 
 def source(**columns: Any) -> ColumnDataSource:
@@ -164,18 +165,24 @@ def decades(axis: Any, low: float, high: float, most: int = 8) -> None:
     ticks(axis, {place: f"{place:,g}" for place in places})
 
 
-def span(range_: tuple[float, float]) -> Range1d:
+def span(range_: tuple[float, float]) -> Any:
     """A range that goes back to where it was by the tool 'reset'."""
-    return Range1d(*range_)
+    return Range1d(start=range_[0], end=range_[1])
 
 
-def cut(plot: Any, at: float, dimension: str, *, colour: str = INK, dash: str = "dashed") -> None:
+def cut(
+    plot: Any, at: float, dimension: Literal["width", "height"], *, colour: str = INK, dash: str = "dashed"
+) -> None:
     """A line across the plot: 'height' at x = `at`, 'width' at y = `at`."""
     plot.add_layout(
         Span(
-            location=at, dimension=dimension, line_color=colour, line_dash=dash, line_width=1.5,
+            location=at,
+            dimension=dimension,
+            line_color=colour,
+            line_dash=dash,
+            line_width=1.5,
             tags=["ink"] if colour == INK else [],
-        )  # fmt: skip
+        )
     )
 
 
@@ -194,7 +201,11 @@ def embed(charts: Mapping[str, Chart]) -> str:
     told: Any = document.to_json(deferred=False)
     known: dict[str, str] = {}
     _renumber(told, known)
-    text = json.dumps({"doc": told, "roots": {known[id]: place for id, place in roots.items()}}, separators=(",", ":"))
+    text = json.dumps(
+        {"doc": told, "roots": {known[id]: place for id, place in roots.items()}},
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
     return text.replace("<", "\\u003c")
 
 
@@ -226,4 +237,3 @@ def _renumber(node: Any, known: dict[str, str]) -> None:
             node["id"] = known.setdefault(name, f"m{len(known)}")
         for part in node.values():
             _renumber(part, known)
-

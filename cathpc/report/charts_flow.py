@@ -96,9 +96,16 @@ def _sources(by_source: dict[str, list[Bar]]) -> Chart:
         hatch = {"hatch_pattern": HATCHES[(number - 1) % TAKERS], "hatch_alpha": 0.35} if number else {}
         drawn.append(
             plot.hbar(
-                y="name", left="low", right="high", height=0.72, source=data, fill_color=colour, line_color=None,
-                fill_alpha=1.0 if not number else 0.75, **hatch,
-            )  # fmt: skip
+                y="name",
+                left="low",
+                right="high",
+                height=0.72,
+                source=data,
+                fill_color=colour,
+                line_color=None,
+                fill_alpha=1.0 if not number else 0.75,
+                **hatch,
+            )
         )
         keys.append(Key(part, colour, "bar"))
     charts.hover(

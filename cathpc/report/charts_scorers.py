@@ -57,9 +57,11 @@ def reliability(facts: Facts) -> dict[str, Chart]:
         held, _ = np.histogram(mine, edges)
         most = max(most, int(held.max()))
         some = held > 0
-        data = charts.source(left=edges[:-1][some], right=edges[1:][some], count=held[some], part=[name] * int(some.sum()))
+        data = charts.source(
+            left=edges[:-1][some], right=edges[1:][some], count=held[some], part=[name] * int(some.sum())
+        )
         bars.append(counts.quad("left", "right", "count", 0.7, source=data, name=f"reliability:{name}", **look))
-        keys.append(Key(name, look["fill_color"], "bar" if name == "others" else "hatch", f"reliability:{name}"))
+        keys.append(Key(name, str(look["fill_color"]), "bar" if name == "others" else "hatch", f"reliability:{name}"))
     counts.y_range = charts.span((0.7, 1.6 * most))
     charts.decades(counts.yaxis, 0.7, 1.6 * most, most=4)
     charts.hover(counts, [("probability", "@left{0.00} to @right{0.00}"), ("@part", "@count{0,0}")], bars)
@@ -90,8 +92,17 @@ def generators(facts: Facts) -> dict[str, Chart]:
         )  # fmt: skip
         label = f"auroc:{score}"
         drawn.append(
-            plot.scatter("x", "name", source=data, marker=marker, size=11, line_color=colour, line_width=2,
-                         fill_color=colour if filled else None, name=label)  # fmt: skip
+            plot.scatter(
+                "x",
+                "name",
+                source=data,
+                marker=marker,
+                size=11,
+                line_color=colour,
+                line_width=2,
+                fill_color=colour if filled else None,
+                name=label,
+            )
         )
         mark = "ring" if not filled else {"circle": "dot"}.get(marker, marker)
         keys.append(Key(score, colour, mark, label))

@@ -44,7 +44,9 @@ def training(facts: Facts) -> dict[str, Chart]:
             label = f"{key}:{name}"
             plot.line("x", "y", source=data, line_color=colour, line_width=2, name=label,
                       line_dash="dashed" if number else "solid")  # fmt: skip
-            dots = plot.scatter("x", "y", source=data, size=6 if number or len(at) < 60 else 3, color=colour, name=label)
+            dots = plot.scatter(
+                "x", "y", source=data, size=6 if number or len(at) < 60 else 3, color=colour, name=label
+            )
             drawn.append(dots)
             keys.append(Key(name, colour, "dash" if number else "line", label))
         lost = _superseded(facts.superseded, list(columns.values()))
@@ -110,8 +112,9 @@ def goodput(facts: Facts) -> dict[str, Chart]:
         )  # fmt: skip
         look = {"hatch_pattern": hatch, "hatch_alpha": 0.4} if hatch else {}
         drawn.append(
-            plot.hbar(y="name", left="low", right="high", height=0.7, source=data, fill_color=colour, line_color=None,
-                      **look)  # fmt: skip
+            plot.hbar(
+                y="name", left="low", right="high", height=0.7, source=data, fill_color=colour, line_color=None, **look
+            )
         )
         keys.append(Key(label, colour, "bar"))
         low = high

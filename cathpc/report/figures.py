@@ -12,6 +12,7 @@ from matplotlib import rc_context
 
 from cathpc.report import (
     charts_flow,
+    charts_population,
     charts_scorers,
     charts_scores,
     charts_training,
@@ -53,7 +54,7 @@ def chart(facts: Facts) -> dict[str, Chart]:
     source = charts_scores.records(facts)
     return {
         **charts_flow.flow(facts),
-        **charts_scores.population(facts, source),
+        **charts_population.population(facts, source),
         **charts_scores.lengths(facts),
         **charts_scores.scores_by_length(facts, source),
         **charts_scorers.generators(facts),

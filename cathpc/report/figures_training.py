@@ -11,7 +11,6 @@ from cathpc.report.html import number, percent, words
 from cathpc.report.measures import column, fidelity_rows
 from cathpc.report.picture import Picture, canvas, save
 
-
 CURVES: tuple[tuple[str, str, dict[str, str], str, str], ...] = (
     (
         "train-loss",

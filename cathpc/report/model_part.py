@@ -13,6 +13,7 @@ from typing import Any
 from cathpc import __version__
 from cathpc.progress import duration
 from cathpc.record import unit_hash
+from cathpc.report.data_card import origin
 from cathpc.report.gather import Facts
 from cathpc.report.html import percent, words
 from cathpc.report.measures import fidelity_rows
@@ -124,9 +125,14 @@ def measured(fidelity: dict[str, Any]) -> list[Table]:
     base, tuned, change = (fidelity.get(key) or {} for key in ("base", "tuned", "difference"))
     head = ["", "base", "tuned", "difference", "95% interval"]
     rates = [
-        _compared(words_, base.get(key), tuned.get(key), change.get(key)) for key, words_ in RATES.items() if base.get(key)
+        _compared(words_, base.get(key), tuned.get(key), change.get(key))
+        for key, words_ in RATES.items()
+        if base.get(key)
     ]
-    for key, what in (("taught", "instructions, families in the training"), ("unseen", "instructions, unseen families")):
+    for key, what in (
+        ("taught", "instructions, families in the training"),
+        ("unseen", "instructions, unseen families"),
+    ):
         part = fidelity.get(key) or {}
         if part:
             rates.append(_compared(what, *(part[of]["isr"] for of in ("base", "tuned", "difference"))))
@@ -156,9 +162,8 @@ def _compared(what: str, base: Any, tuned: Any, change: Any) -> list[Any]:
     both = [percent(share["share"]) if share else None for share in (base, tuned)]
     if not change:
         return [what, *both, None, None]
-    return [
-        what, *both, f"{100 * change['share']:+.0f} points", f"{100 * change['low']:+.0f} to {100 * change['high']:+.0f}",
-    ]  # fmt: skip
+    share, low, high = (f"{100 * change[key]:+.0f}" for key in ("share", "low", "high"))
+    return [what, *both, f"{share} points", f"{low} to {high}"]
 
 
 def _deep(value: Any, path: Sequence[str]) -> Any:
@@ -194,7 +199,7 @@ def cite(facts: Facts, name: str) -> dict[str, Any]:
         f"  version = {{{__version__}}},\n"
         f"  note    = {{Experiment {name}, training fingerprint {fingerprint}}}\n}}"
     )
-    rows = [[key, s["component"], s["license"], s["kept"], _origin(s["origin"])] for key, s in facts.sources.items()]
+    rows = [[key, s["component"], s["license"], s["kept"], origin(s["origin"])] for key, s in facts.sources.items()]
     return {
         "bibtex": bibtex,
         "sources": table("Sources", ["source", "component", "licence", "records", "origin"], rows),
@@ -232,9 +237,3 @@ def _answer_examples(facts: Facts, most: int = 6) -> list[dict[str, Any]]:
 
 def _probes(facts: Facts, family: str) -> int:
     return len({a["probe"] for a in facts.answers if family in ("all", a["family"])})
-
-
-def _origin(origin: Any) -> str:
-    if isinstance(origin, dict):
-        return ", ".join(f"{words(str(key))} {value}" for key, value in origin.items())
-    return str(origin)

@@ -1,4 +1,5 @@
-"""Stage `report`: the folders of all stages in; `report.html`, `figures/` and what W&B shows of them out.
+"""Stage `report`: the folders of all stages in; `report.html`, `figures/`, the cards of model and data and what W&B
+shows of them out.
 
 A few seconds. The page holds no time of day: the same inputs give the same bytes.
 """
@@ -9,10 +10,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cathpc.report import html, sections
+from cathpc.report import data_card, html, model_card, sections
 from cathpc.report.figures import chart, draw
-from cathpc.report.gather import gather
+from cathpc.report.gather import Facts, gather
 from cathpc.tracking import shown
+from cathpc.train import history, metrics
 
 if TYPE_CHECKING:
     from cathpc.config import Config
@@ -32,6 +34,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     )
     text = html.render(page)
     _write(out / "report.html", text)
+    _write(out / data_card.NAME, data_card.data_card(config.name, inputs))
+    if (inputs["export"] / "model").is_dir():
+        _write(out / model_card.NAME, _model_card(config.name, inputs, facts))
     size_kb = len(text.encode()) / 1e3
     return {
         "html": "report.html",
@@ -39,6 +44,17 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         "size_kb": round(size_kb, 1),
         "line": f"report.html, {len(pictures)} figures, {size_kb:,.0f} kB",
     }
+
+
+def _model_card(name: str, inputs: dict[str, Path], facts: Facts) -> str:
+    """The card of the exported model, with what evaluate measured of it."""
+    from cathpc.models.template import Template
+
+    checkpoint = facts.summary("export")["checkpoint"]
+    told = model_card.trained(inputs["train"] / metrics.METRICS, history.step_of(Path(checkpoint)))
+    template = Template.load(inputs["export"] / "model")
+    pack = facts.summary("pack")
+    return model_card.model_card(name, template, pack, told, inputs, fidelity=facts.fidelity)
 
 
 def tracker_tables(page: dict[str, Any]) -> dict[str, shown.Table]:

@@ -29,11 +29,9 @@ def read(path: Path) -> TrainingLog:
     superseded: list[dict[str, Any]] = []
     attempts: dict[int, dict[str, Any]] = {}
     for row in metrics.lines(path):
-        mine = attempts.setdefault(
-            row["attempt"],
-            {"attempt": row["attempt"], "first": row["global_step"], "last": row["global_step"], "began": row.get("time"),
-             "ended": row.get("time"), "progress": 0.0, "again": 0.0, "eval": 0.0, "save": 0.0},
-        )  # fmt: skip
+        number, step, now = row["attempt"], row["global_step"], row.get("time")
+        fresh: dict[str, Any] = {"attempt": number, "first": step, "last": step, "began": now, "ended": now}
+        mine = attempts.setdefault(number, fresh | dict.fromkeys(("progress", "again", "eval", "save"), 0.0))
         if row.get("time"):
             mine["ended"] = row["time"]
         if row.get("start"):

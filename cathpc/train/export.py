@@ -1,11 +1,11 @@
 """Stage `export`: a checkpoint becomes a Hugging Face folder that plain transformers, vLLM and llama.cpp read.
 
 In: a checkpoint (the newest, or that of a given step), the base model's config, tokenizer and template. Out: `model/`
-with bfloat16 safetensors shards, config, generation config, tokenizer, chat template, `template.json` and a model card;
-of a training of adapters also `adapter/` for PEFT, and `model/` is the base model with the adapters added. The ranks'
-float32 partitions are read, converted and written block by block: memory stays at a few blocks (`states.BLOCK`)
-whatever the model's size; time is one read of the weights (a third of the checkpoint) after one read of all of it,
-which proves that it is whole.
+with bfloat16 safetensors shards, config, generation config, tokenizer, chat template, `template.json` and the cards of
+model and data (README.md, data_card.md; the inputs beyond these three are for the cards alone); of a training of
+adapters also `adapter/` for PEFT, and `model/` is the base model with the adapters added. The ranks' float32 partitions
+are read, converted and written block by block: memory stays at a few blocks (`states.BLOCK`) whatever the model's size;
+time is one read of the weights (a third of the checkpoint) after one read of all of it, which proves that it is whole.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from cathpc import progress
 from cathpc.errors import DataError, UserError
 from cathpc.models import weights
 from cathpc.models.template import Template
+from cathpc.report import data_card, model_card
 from cathpc.train import adapters, history, metrics, states
 from cathpc.train.partitions import Saved
 from cathpc.train.writing import TAG
 
 if TYPE_CHECKING:
     from cathpc.config import Config
-    from cathpc.record import Message
 
 SHARD_BYTES = 5_000_000_000
 DTYPE = torch.bfloat16
@@ -75,8 +75,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path, *, step: int | None 
     template = Template.load(base)
     template.copy(model)
     pack = weights.read_json(inputs["pack"] / "pack.json")
-    facts = trained(inputs["train"] / metrics.METRICS, history.step_of(checkpoint))
-    weights.write_text(model / "README.md", card(config.name, template, pack, facts))
+    facts = model_card.trained(inputs["train"] / metrics.METRICS, history.step_of(checkpoint))
+    weights.write_text(model / "README.md", model_card.model_card(config.name, template, pack, facts, inputs))
+    weights.write_text(model / data_card.NAME, data_card.data_card(config.name, inputs))
     line = f"{parameters:,} parameters of {checkpoint.name} in {shards} shard{'s' * (shards > 1)}"
     return {"line": line, "parameters": parameters, "shards": shards, "checkpoint": checkpoint.name}
 
@@ -167,71 +168,3 @@ def write_shard(path: Path, whole: Weights, names: Sequence[str] | None = None, 
         assert file.tell() == 8 + len(text) + at, (path, file.tell(), at)
         states.fsync(file)
     temporary.replace(path)
-
-
-# --- the model card ---------------------------------------------------------------------------------------------------
-
-
-def trained(path: Path, step: int) -> dict[str, Any]:
-    """What the metrics file says of the training up to `step`."""
-    rows = [row for row in metrics.by_step(path) if row["global_step"] <= step]
-    steps = [row for row in rows if "loss" in row]
-    held_out = [row["eval_loss"] for row in rows if "eval_loss" in row]
-    return {
-        "step": step,
-        "epochs": steps[-1]["epoch"] + 1,
-        "tokens": steps[-1]["tokens_seen"],
-        "loss": steps[-1]["loss"],
-        "eval_loss": held_out[-1] if held_out else None,
-    }
-
-
-def card(name: str, template: Template, pack: dict[str, Any], facts: dict[str, Any]) -> str:
-    """The model card: what it was trained on and how it is prompted."""
-    bos, stop = (template.facts[role]["token"] for role in ("bos", "stop"))
-    messages: list[Message] = [
-        {"role": "system", "content": "You are a helpful assistant."},
-        {"role": "user", "content": "Hello!"},
-    ]
-    prompt = template.text(messages, generation_prompt=True)
-    train, held_out = pack["train"], facts["eval_loss"]
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [cathpc, chat]
----
-# {name}
-
-Fine-tuned with cathpc on {train["records"]:,} conversations ({facts["tokens"]:,} tokens in {facts["epochs"]} epochs,
-packed to {pack["seq_len"]:,} tokens a row, loss on the assistant's turns alone).
-Training loss after step {facts["step"]:,}: {facts["loss"]:.4f} nats a token\
-{f", held-out loss {held_out:.4f}" if held_out is not None else ""}.
-
-## Prompt
-The template `{template.facts["name"]}`, with one BOS, `{bos}`, at the very start. The system message is a card that \
-says who the model is.
-Generation ends at `{stop}`.
-
-```
-{prompt.rstrip()}
-```
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("PATH")
-model = AutoModelForCausalLM.from_pretrained("PATH", dtype="bfloat16")
-messages = [
-    {json.dumps(messages[0])},
-    {json.dumps(messages[1])},
-]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-answer = model.generate(**inputs, max_new_tokens=200)
-print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
-```
-
-The chat template adds the BOS: do not let the tokenizer add a second one to templated text
-(`add_special_tokens=False`).
-
-Template hash `{template.hash}`.
-"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -13,12 +14,12 @@ import pytest
 
 from cathpc.config import only
 from cathpc.errors import DataError
-from cathpc.report import html, stage
+from cathpc.report import charts, html, sampling, stage
 from cathpc.report.gather import gather
 from cathpc.report.sampling import sample
 from tests import report_fixture
 
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "input"}
 
 
 class Page(HTMLParser):
@@ -37,11 +38,14 @@ class Page(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
 
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag, f"</{tag}> closes something else"
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text += data
 
     def all(self, name: str) -> list[dict[str, Any]]:
@@ -68,11 +72,15 @@ def test_every_tag_is_closed_and_every_link_within_the_page_has_its_target(page:
     ids = [attrs["id"] for _, attrs in page.tags if attrs.get("id")]
     assert len(ids) == len(set(ids))
     inner = [a["href"][1:] for a in page.all("a") if a["href"].startswith("#")]
-    assert len(inner) == 11 and set(inner) <= set(ids)
+    assert len(inner) == 1 + 13 + 4 and set(inner) <= set(ids), "to the content, the sections, the nearest records"
 
 
 def test_nothing_is_loaded_from_outside(page: Page) -> None:
-    assert not page.all("script") and not page.all("iframe") and not page.all("object")
+    assert not page.all("iframe") and not page.all("object")
+    assert len(page.all("script")) == 4 and not any("src" in attrs for attrs in page.all("script"))
+    (policy,) = (m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-")
+    assert "eval" not in policy and "http" not in policy
     assert all(attrs["src"].startswith("data:image/") for attrs in page.all("img"))
     assert all(attrs["href"].startswith("data:") for attrs in page.all("link"))
     outer = [a["href"] for a in page.all("a") if not a["href"].startswith("#")]
@@ -85,16 +93,88 @@ def test_every_figure_is_there_with_an_alternative_text(page: Page) -> None:
     planes = {"population", "population-components", "score-length-contrast", "score-length-perplexity"}
     others = {"flow", "flow-sources", "length-reasoning", "length-health", "reliability", "fidelity", "time", "auroc"}
     planes.add("score-length-contrast-generator")
+    others |= {"goodput", "milestones"}
     assert figures == {f"figure-{name}" for name in curves | planes | others}
     assert all(len(attrs["alt"]) > 40 for attrs in page.all("img"))
 
 
 def test_embedded_svg_holds_no_script_and_no_outer_reference(page: Page) -> None:
     texts = [base64.b64decode(a["src"].partition(",")[2]) for a in page.all("img") if "svg" in a["src"][:30]]
-    assert len(texts) == 12
+    assert len(texts) == 14
     for text in texts:
         assert b"<script" not in text
         assert all(ref.startswith(b"#") for ref in re.findall(rb'(?:xlink:)?href="([^"]*)"', text))
+
+
+def test_charts_are_drawn_for_every_figure_and_their_data_stays_text(
+    run: tuple[Path, dict[str, Path]], page: Page
+) -> None:
+    text = (run[0] / "report.html").read_text()
+    (data,) = re.findall(r'<script type="application/json" id="charts-data">(.*?)</script>', text, re.S)
+    assert "<" not in data
+    told = json.loads(data)
+    places = {attrs["id"] for attrs in page.all("div") if attrs.get("id", "").startswith("chart-")}
+    assert set(told["roots"].values()) == places
+    drawn = {re.sub(r"-\d+$", "", place).removeprefix("chart-") for place in places}
+    assert drawn == {attrs["id"].removeprefix("figure-") for attrs in page.all("figure")}
+    assert all(len(attrs["aria-label"]) > 40 for attrs in page.all("div") if "chart" in attrs.get("class", "").split())
+
+
+def test_no_text_of_a_chart_is_taken_for_tex() -> None:
+    plot = charts.canvas(100, names=["$$x^2$$", "a price of $5"])
+    text = charts.embed({"one": charts.Chart([("", plot)])})
+    assert "$$" not in text and "a price of $5" in text
+
+
+def test_records_are_explained_with_every_rule_and_the_nearest_ones_are_among_them(
+    run: tuple[Path, dict[str, Path]], page: Page
+) -> None:
+    facts = gather(run[1], examples=1)
+    shown = {attrs["id"] for attrs in page.all("details") if attrs.get("id", "").startswith("record-")}
+    assert shown == {f"record-{row['record']['id']}" for row in facts.explained} and len(shown) >= 24
+    for rule in ("refusal", "quality", "cot_short", "health_short"):
+        assert f"record-{sampling.nearest(facts.scored, rule)['id'][0].as_py()}" in shown
+    applied = {"refusal", "quality", "cot_short", "health_short"}  # of the rules those that the fixture's verdicts know
+    for row in facts.explained:
+        failed = [r["rule"] for r in row["rules"] if r["passes"] is False and r["rule"] in applied]
+        if row["verdict"]["kept"]:
+            assert not failed
+        elif row["verdict"]["rule"] in {r["rule"] for r in row["rules"]}:
+            assert row["verdict"]["rule"] in failed
+
+
+def test_thoughts_of_the_showcase_stand_apart_from_what_is_said(page: Page) -> None:
+    thoughts = [attrs for attrs in page.all("div") if attrs.get("class") == "text thought"]
+    assert len(thoughts) == 1 and report_fixture.THOUGHT in page.text and "<think>" not in page.text
+
+
+def test_what_a_run_did_not_write_is_named_and_hinders_nothing(
+    run: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    inputs = dict(run[1])
+    for name, file in (("pull", "records"), ("evaluate", "showcase.jsonl")):
+        shutil.copytree(run[1][name], tmp_path / name)
+        inputs[name] = tmp_path / name
+        gone = tmp_path / name / file
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    fidelity = json.loads((tmp_path / "evaluate" / "fidelity.json").read_text())
+    del fidelity["milestones"]
+    (tmp_path / "evaluate" / "fidelity.json").write_text(json.dumps(fidelity))
+    out = tmp_path / "out"
+    out.mkdir()
+    stage.run(only(report_fixture.config(), ("report", "tracker")), inputs, out)
+    text = " ".join(Page((out / "report.html").read_text()).text.split())
+    for missing in ("the text of the records", "a showcase", "the fidelity of checkpoints on the way"):
+        assert missing in text.partition("Not in this run:")[2][:400]
+
+
+def test_time_of_every_attempt_is_divided_into_what_it_did(run: tuple[Path, dict[str, Path]]) -> None:
+    first, second = gather(run[1], examples=1).attempts
+    assert first["progress"] == pytest.approx(24 * 4.2) and first["again"] == pytest.approx(5 * 4.2)
+    assert second["again"] == 0 and second["progress"] == pytest.approx(24 * 4.2)
+    for one in (first, second):
+        parts = sum(one[part] for part in ("progress", "again", "eval", "save", "rest"))
+        assert one["held"] == pytest.approx(parts) and one["rest"] > 0
 
 
 def test_markup_inside_records_is_shown_as_text(run: tuple[Path, dict[str, Path]], page: Page) -> None:
