@@ -27,6 +27,7 @@ from typing import Any
 
 from cathpc.cards import form, prompt
 from cathpc.cards.config import CardForm, CardsConfig, Mode
+from cathpc.cards.json_form import as_form, as_json, response_format
 from cathpc.cards.writer import Draft, Task
 from cathpc.errors import CathpcError, TryAgainError, UserError
 from cathpc.record import Message
@@ -46,7 +47,6 @@ REFUSED = frozenset({401, 403})
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 SICK = 3
 """Requests that the endpoint refuses before any has been answered: then it is no request's fault."""
-AS_JSON = "Answer with one JSON object and nothing else. Its keys, each with a short text: "
 
 
 @dataclass
@@ -265,7 +265,7 @@ class _Asking:
                 f"{most:.4f}. What is written is kept; raise the budget and the same command goes on"
             )
         cost = 0.0
-        extra: dict[str, Any] = {"response_format": _format(config.form)} if constrained else {}
+        extra: dict[str, Any] = {"response_format": response_format(config.form)} if constrained else {}
         try:
             answer = await self._api().chat.completions.create(
                 model=self._endpoint.model,
@@ -344,60 +344,6 @@ class _Asking:
             text = f"{text}: {error.response.text}"  # not in the protocol's form, so the client leaves it out
         text = " ".join(text.split())[:300]
         return text.replace(self._endpoint.key, "***") if self._endpoint.key else text
-
-
-# --- forms as JSON ------------------------------------------------------------------------------------------------
-
-
-def _names() -> list[str]:
-    return [label.rstrip(":") for label in form.LABELS]
-
-
-def _format(kind: CardForm) -> dict[str, Any]:
-    """What an endpoint is told of the answer's form: the JSON Schema of a card, or of the labels' lines."""
-    lines = {
-        "type": "object",
-        "properties": {name: {"type": "string"} for name in _names()},
-        "required": _names(),
-        "additionalProperties": False,
-    }
-    schema = form.schema() if kind is CardForm.json else lines
-    return {"type": "json_schema", "json_schema": {"name": "card", "strict": True, "schema": schema}}
-
-
-def as_json(asked: list[Message]) -> list[Message]:
-    """A conversation that asks for a filled form, its examples and its request turned to JSON."""
-    turned: list[Message] = []
-    for message in asked:
-        content = message["content"]
-        if message["role"] == "assistant":
-            content = json.dumps(form.lines(content), ensure_ascii=False)
-        elif message["role"] == "system":
-            content = f"{content}\n{AS_JSON}{', '.join(_names())}."
-        turned.append({"role": message["role"], "content": content})
-    return turned
-
-
-def as_form(text: str, kind: CardForm = CardForm.labels) -> str:
-    """The card's form from an answer: its JSON object, perhaps fenced or among words, or its lines; '' where it is
-    neither or something of the form is missing."""
-    start, end = text.find("{"), text.rfind("}")
-    if kind is CardForm.json:
-        try:
-            form.read(text[start : end + 1], kind, [])
-        except form.Malformed:
-            return ""
-        return text[start : end + 1]
-    fields: dict[str, Any] = form.lines(text)
-    if 0 <= start < end:
-        try:
-            found = json.loads(text[start : end + 1])
-        except (ValueError, RecursionError):
-            found = None
-        fields = found if isinstance(found, dict) else fields
-    if not all(isinstance(fields.get(name), str) for name in _names()):
-        return ""
-    return "\n".join(f"{name}: {' '.join(fields[name].split())}" for name in _names())
 
 
 # --- small parts --------------------------------------------------------------------------------------------------

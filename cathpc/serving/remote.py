@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from cathpc.errors import UserError
@@ -80,7 +80,7 @@ class Remote:
         try:
             chunks = self._client.chat.completions.create(
                 model=self.model,
-                messages=messages,  # type: ignore[arg-type]  # plain dicts, as the protocol has them
+                messages=cast(Any, messages),  # plain dicts, as the protocol has them
                 stream=True,
                 max_tokens=self._most,
                 temperature=self._temperature,

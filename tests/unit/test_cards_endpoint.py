@@ -20,7 +20,8 @@ import pytest
 from cathpc import schema
 from cathpc.cards import endpoint as module
 from cathpc.cards.config import CardsConfig, WriterKind
-from cathpc.cards.endpoint import OpenAIWriter, as_form
+from cathpc.cards.endpoint import OpenAIWriter
+from cathpc.cards.json_form import as_form, names
 from cathpc.cards.writer import Draft, Task
 from cathpc.errors import TryAgainError, UserError
 from cathpc.record import RECORD_SCHEMA, Message, Record, record_id
@@ -235,7 +236,7 @@ def test_without_schemas_json_is_asked_for_in_words_and_that_is_said_once(
     def no_schema(handler: Any, body: bytes, ask: Callable[[], bytes]) -> bool:
         if b"response_format" in body:
             return answer(handler, 400, b'{"error": {"message": "response_format is not supported"}}')
-        fields = json.dumps(dict.fromkeys(module._names(), "a word"))
+        fields = json.dumps(dict.fromkeys(names(), "a word"))
         with_text(f"Here it is:\n```json\n{fields}\n```")((handler, body, ask))
         return True
 
