@@ -54,8 +54,9 @@ def test_offline_it_writes_every_stage_once_and_the_table_of_the_sweep(
     assert called("+experiment=smoke", "--offline", str(tmp_path / "out")) == 0
     said = capsys.readouterr().out
     assert said.count("\n") == len(runs) + 1, "shared stages are one run each"
-    (train,) = [f for f in (tmp_path / "out").rglob("run-*.wandb") if "train/loss" in str(wandb_reader.history(f)[:1])]
-    steps = [row["global_step"] for row in wandb_reader.history(train)]
+    files = list((tmp_path / "out").rglob("run-*.wandb"))
+    (train,) = [f for f in files for r in wandb_reader.records(f) if r.HasField("run") and r.run.job_type == "train"]
+    steps = [row["global_step"] for row in wandb_reader.history(train) if "global_step" in row]
     assert steps == [row["global_step"] for row in by_step(runs["train"] / "metrics.jsonl")]
     (table,) = (tmp_path / "out" / "sweep").rglob("*.table.json")
     found = json.loads(table.read_text())
