@@ -9,7 +9,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ def wait(seconds: float) -> None:
 
 @contextmanager
 def keys() -> Iterator[Callable[[float], bool]]:
-    """A function that waits so many seconds and says whether q was pressed; without a keyboard it waits."""
+    """A function that waits so many seconds and says whether q was pressed, or the terminal has gone; without a keyboard
+    it waits."""
     import termios
     import tty
 
@@ -101,12 +102,19 @@ def keys() -> Iterator[Callable[[float], bool]]:
 
     def pressed(seconds: float) -> bool:
         ready, _, _ = select.select([descriptor], [], [], seconds)
-        return bool(ready) and os.read(descriptor, 64).lower().startswith(b"q")
+        if not ready:
+            return False
+        try:
+            typed = os.read(descriptor, 64)
+        except OSError:
+            typed = b""
+        return not typed or typed.lower().startswith(b"q")  # nothing to read: the terminal is gone
 
     try:
         yield pressed
     finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        with suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
 def _unpressed(seconds: float) -> bool:

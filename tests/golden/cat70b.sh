@@ -453,7 +453,7 @@ srun --unbuffered --output /runs/cat70b/logs/train/%j_%t_log.out --export=ALL --
 # Parameters
 #SBATCH --comment=cat70b
 #SBATCH --cpus-per-task=16
-#SBATCH --dependency='afterok:<train>:<base>:<pack>'
+#SBATCH --dependency='afterok:<train>:<base>:<pack>:<pull>:<reference>:<pool>:<refusal>:<select>:<cards>'
 #SBATCH --job-name=cathpc.export.unknown.dryrun.s0
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=64GB

@@ -151,7 +151,9 @@ def watched(keys: bytes, tmp_path: Path, **environment: str) -> tuple[int, str]:
 
 
 WATCHED = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell that runs the tests may have it ignored
 from cathpc import terminal
 from cathpc.errors import CathpcError
 console = terminal.console()
@@ -170,6 +172,15 @@ def test_watch_fills_the_screen_and_leaves_it_as_it_was(key: bytes, code: int, t
     entered, left = output.index("\x1b[?1049h"), output.index("\x1b[?1049l")
     assert entered < output.index("waits here") < left
     assert "left" in output[left:] if code == 0 else "stopped" in output[left:]
+
+
+def test_watch_ends_with_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs) as keyboard:
+        monkeypatch.setattr("sys.stdin", keyboard)
+        with terminal.keys() as pressed:
+            os.close(ours)
+            assert pressed(60.0) is True
 
 
 def test_a_keyboard_that_is_none_is_waited_on_without_harm(monkeypatch: pytest.MonkeyPatch) -> None:
