@@ -36,7 +36,7 @@
     const ink = getComputedStyle(root).getPropertyValue("--mark").trim();
     const colour = made => (isDark() && LIGHTER[String(made).toLowerCase()]) || made;
     for (const model of doc._all_models.values()) {
-      if (!model.glyph && !model.tags.includes("ink")) continue;
+      if (!model.glyph && model.type !== "Span" && !model.tags.includes("ink")) continue;
       const spec = Boolean(model.glyph);
       const target = model.glyph ?? model;
       for (const name of COLOURS) {

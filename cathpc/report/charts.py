@@ -136,8 +136,8 @@ def source(**columns: Any) -> ColumnDataSource:
 
 
 def numbers(axis: Any, form: str = "0,0", count: int = 5) -> None:
-    """Plain numbers in the format `form` of numeral.js at about `count` ticks."""
-    axis.formatter = NumeralTickFormatter(format=form)
+    """Plain numbers at about `count` ticks, in the format `form` of numeral.js ('': with the digits that they need)."""
+    axis.formatter = NumeralTickFormatter(format=form) if form else BasicTickFormatter()
     axis.ticker = BasicTicker(desired_num_ticks=count, num_minor_ticks=0)
 
 

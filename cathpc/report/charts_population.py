@@ -26,6 +26,8 @@ MARKERS = {
     "roleplay": "diamond", "refusal": "x",
 }  # fmt: skip
 _MARKS = {"circle": "dot", "x": "cross"}
+FINE = (0.2, 0.8, 0.02, 0.98, 0.05, 0.95, 0.3, 0.7, 0.4, 0.6, 0.002, 0.998, 0.005, 0.995)
+"""Ticks of the refusal score where the common ones are few."""
 CELLS = 72
 """Cells along each axis of the ground that counts all records."""
 
@@ -44,7 +46,8 @@ def population(facts: Facts, source: ColumnDataSource) -> dict[str, Chart]:
     plot = _plane(facts, points, 460, quality, limit)
     _ground(plot, points, quality, drawn)
     found, keys = _marks(plot, source, components, good, "population", settings)
-    _contours(plot, of_plane(points, quality), quality)
+    plane = of_plane(points, quality)
+    _contours(plot, plane, quality)
     if limit is not None:
         charts.cut(plot, float(logit(clip([limit]))[0]), "height")
     for name, value in cuts.items():
@@ -56,11 +59,10 @@ def population(facts: Facts, source: ColumnDataSource) -> dict[str, Chart]:
             f"Drawn are {drawn:,} of {points.num_rows:,} scored records, as many of each component, chosen by a hash "
             "of their ids; the shaded ground counts all of them. "
         )
-    told += (
-        f"The contours hold {regions()} of all; the dashed vertical line is the refusal cut, the horizontal ones are "
-        "the components' cuts for quality. Point at a record to see it, choose it to have it explained; the names "
-        "switch their records off and on."
-    )
+    told += f"The contours hold {regions()} of all. " if plane is not None else ""
+    told += "The dashed vertical line is the refusal cut. " if limit is not None else ""
+    told += "The dashed horizontal lines are the components' cuts for quality. " if cuts else ""
+    told += "Point at a record to see it, choose it to have it explained; the names switch their records off and on."
     result = {"population": Chart([("", plot)], keys, told, wide=True)}
     if len(components) > 1 or populations(facts):
         result["population-components"] = _panels(facts, points, source, components, good)
@@ -118,18 +120,26 @@ def _plane(facts: Facts, points: pa.Table, height: int, quality: str, limit: flo
             "x_range": charts.span((float(seen.min()) - 0.4, max(float(seen.max()) + 0.4, float(seen.min()) + 2))),
             "y_range": charts.span(y_range),
         }
-    small = height < 300
     plot = charts.canvas(
         height, x="refusal score (logit scale)", y=SCORE_AXES[quality], zoom="both", tap=True,
         y_axis_type="linear" if higher else "log", **options,
     )  # fmt: skip
-    wanted = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999) if not small else (0.001, 0.01, 0.1, 0.5, 0.9, 0.99)
-    charts.ticks(plot.xaxis, {float(logit(np.array(t))): f"{t:g}" for t in TICKS if t in wanted})
+    charts.ticks(plot.xaxis, _places(plot.x_range.start, plot.x_range.end, 6 if height < 300 else 10))
     if higher:
-        charts.numbers(plot.yaxis, "0.[00]")
+        charts.numbers(plot.yaxis, "")
     else:
         charts.decades(plot.yaxis, *sorted((plot.y_range.start, plot.y_range.end)))
     return plot
+
+
+def _places(low: float, high: float, most: int) -> dict[float, str]:
+    """Ticks of the logit scale between `low` and `high`, at most about `most`: round shares, coarse ones first."""
+    chosen: dict[float, str] = {}
+    for share in (*TICKS, *FINE):
+        place = float(logit(np.array(share)))
+        if low <= place <= high and all(abs(place - other) > (high - low) / most for other in chosen):
+            chosen[place] = f"{share:g}"
+    return dict(sorted(chosen.items()))
 
 
 def _marks(

@@ -169,7 +169,7 @@ def _by_length(rows: pa.Table, group: str, score: str, source: ColumnDataSource)
         charts.hover(plot, told, [points])
         charts.decades(plot.xaxis, x_range.start, x_range.end, most=5)
         if higher:
-            charts.numbers(plot.yaxis, "0.[00]")
+            charts.numbers(plot.yaxis, "")
         else:
             charts.decades(plot.yaxis, y_range.start, y_range.end, most=6)
         tie = plots_lengths.rank_correlation(mine["answer_tokens"], mine[score])

@@ -68,7 +68,7 @@ def training(facts: Facts) -> dict[str, Chart]:
         if key == "train-lr":
             charts.exponents(plot.yaxis)
         else:
-            charts.numbers(plot.yaxis, "0,0.[00]")
+            charts.numbers(plot.yaxis, "0,0" if key == "train-speed" else "")
         if key == "train-speed":
             plot.y_range.start = 0
         found[key] = Chart([("", plot)], keys)

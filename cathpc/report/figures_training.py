@@ -70,7 +70,7 @@ def goodput(facts: Facts, folder: Path) -> dict[str, Picture]:
         for part, (label, _, _) in plots.TIME_PARTS.items()
     )
     caption = (
-        f"What the {len(rows)} attempt{'s' * (len(rows) > 1)} did with the {duration(held)} that they held: {said}. "
+        f"What {len(rows)} attempt{'s' * (len(rows) > 1)} did with the {duration(held)} held: {said}. "
         "Goodput is the first share. The wait in the queue is not held time."
     )
     return {"goodput": save(figure, folder, "goodput", f"Time held by attempt: {said}.", caption)}
