@@ -87,7 +87,7 @@ def wait(seconds: float) -> None:
 
 @contextmanager
 def keys() -> Iterator[Callable[[float], bool]]:
-    """A function that waits so many seconds and says whether q was pressed, or the terminal has gone; without a keyboard
+    """A function that waits so many seconds and says whether q was pressed, or the terminal is gone; without a keyboard
     it waits."""
     import termios
     import tty

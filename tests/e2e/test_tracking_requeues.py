@@ -19,19 +19,7 @@ from tests.wandb_server import Server
 
 WORDS = (SMOKE, "train.epochs=40", "evaluate.max_probes=2")
 KILLS = 3
-FIGURES = [
-    "loss",
-    "lr",
-    "grad_norm",
-    "tokens",
-    "tokens_seen",
-    "tokens_per_s",
-    "memory_gb",
-    "step_s",
-    "attempt",
-    "epoch",
-    "time",
-]
+FIGURES = ("loss", "lr", "grad_norm", "tokens", "tokens_seen", "tokens_per_s", "memory_gb", "step_s", "attempt", "time")
 
 
 def newest(checkpoints: Path) -> int:
