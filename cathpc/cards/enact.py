@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from cathpc.cards import shapes
-from cathpc.cards.verify import ASSISTANT
+from cathpc.cards.orders import TALK
 from cathpc.record import Message, unit_hash
 
 Row = dict[str, Any]
@@ -242,7 +242,7 @@ def _editable(messages: list[Message]) -> bool:
         return False
     answer = messages[1]["content"]
     marks = (shapes.code_blocks, shapes.numbered, shapes.bullets, shapes.headings)
-    if ASSISTANT.search(answer):
+    if TALK.search(answer):
         return False  # nobody in the scene
     return not any(count(answer) for count in marks) and shapes.language(answer) == "en"
 

@@ -21,22 +21,42 @@ english german french spanish italian dutch polish portuguese russian turkish ar
 greek roman latin european african asian american british scottish irish welsh indian mexican victorian medieval
 renaissance bc ad am pm i ok tv usb pc ai dna er icu gp phd bsc msc md it
 north south east west earth sun moon god the a an in at on of and
+swiss austrian norwegian swedish danish finnish icelandic brazilian canadian australian persian egyptian celtic norse
+catholic christian protestant jewish muslim buddhist hindu gothic baroque edwardian elizabethan georgian roman
+new year day bank holiday boxing bronze stone iron ice age world war first second advent lent passover valentine
 """
 _COMMON = frozenset(_CAPITALS.split())
 """Words that have capitals and name nobody and no place in particular."""
+_OPENING = """
+between near outside inside beside along across behind around toward towards past above below beyond over under every
+one late early mid by for from with to about during after before since until former retired owner head chief
+"""
+_BEFORE = frozenset(_OPENING.split())
+"""Words that begin a phrase with a capital and belong to no name."""
+_DETERMINER = re.compile(
+    r"^(?:the|an?|my|your|his|her|their|der|die|das|ein|eine|de[nmrs]|mein|meine|le|la|les|un|une|el|los|las|una|il|lo|i|gli|"
+    r"het|een|o|os|as|um|uma)\s|^l['’]",
+    re.IGNORECASE,
+)
+_ASKING = re.compile(
+    r"\b(?:user|ask\w*|patient|writes?|question\w*|caller|frag\w*|benutzer\w*|demand\w*|utilisat\w*|pregunt\w*|usuari\w*|"
+    r"chied\w*|utent\w*|vraa?g\w*|gebruiker)\b",
+    re.IGNORECASE,
+)
+"""What is said of the one who asks."""
 
 
 def names(text: str) -> list[str]:
     """The capitalised words of `text` that name somebody or something, without titles, days, months and peoples.
 
-    The first word of a text or a sentence counts only where another capitalised one follows it.
+    The first word of a text or a sentence counts only where another name follows it and it is no preposition.
     """
     found = []
     for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])(?<!Dr\. )(?<!Mr\. )(?<!Mrs\. )", text):
         tokens = _TOKEN.findall(sentence)
         capital = [t[:1].isupper() and shapes.folded(t).strip(".'").removesuffix("'s") not in _COMMON for t in tokens]
         for at, token in enumerate(tokens):
-            first = at == 0 and not (len(tokens) > 1 and tokens[1][:1].isupper())
+            first = at == 0 and (not any(capital[1:2]) or _bare(token) in _BEFORE)
             if capital[at] and not first:
                 found.append(_bare(token))
     return found
@@ -55,41 +75,67 @@ def _name_words(name: str) -> set[str]:
     return {_bare(t) for t in _TOKEN.findall(name) if t[:1].isupper()} - _COMMON
 
 
-def unknown(card: Card, messages: list[Message]) -> str:
-    """What the card names that is neither in the record nor marked as invented."""
+def unknown(card: Card, messages: list[Message], *, small: bool = True) -> str:
+    """What the card names that is neither in the record nor marked as invented.
+
+    What is told of somebody who is marked is marked with them, unless a program marked them (`small`, see `mark`). A
+    time cannot be marked: what it names is no fault but in such a card.
+    """
     whole = "\n".join(m["content"] for m in messages)
     record = _known(whole)
+    nouns = shapes.language(whole) == "de"  # every noun has a capital
     invented: set[str] = set()
-    for person in card.people:
+    for number, person in enumerate(card.people):
         if person.invented:
             invented |= _name_words(person.name)
-        elif missing := _strange(person, record):
+        elif (missing := _strange(person, record, nouns)) and (small or number or missing & _name_words(person.name)):
             return f"{' '.join(sorted(missing))}: {person.name!r} is neither in the record nor marked as invented"
     if not card.place_invented and (missing := _strange_place(card.place, record, invented)):
         return f"{' '.join(sorted(missing))}: {card.place!r} is neither in the record nor marked as invented"
-    if shapes.language(whole) == "de":
-        return ""  # every noun has a capital
-    known = record | invented | {_bare(n) for n in names(card.place)}
-    fields = [("time", card.time)]
+    if nouns:
+        return ""
+    known = record | invented | _known(card.place)
+    fields = [("time", card.time)] if small else []
     for number, person in enumerate(card.people, 1):
-        fields += [(f"{key} of person {number}", v) for key, v in texts_of(person).items() if key != "name"]
+        if small or not person.invented:
+            fields += [(f"{key} of person {number}", v) for key, v in texts_of(person).items() if key != "name"]
     for where, value in fields:
         if missing := {n for n in names(value) if n not in known}:
             return f"{' '.join(sorted(missing))} in {where}: neither in the record nor a person or place of the card"
     return ""
 
 
-def _strange(person: Person, record: set[str]) -> set[str]:
-    """The words of a person's name that the record does not have; one who is named by what they are may be the user."""
-    named = _name_words(person.name)
+def _strange(person: Person, record: set[str], nouns: bool = False) -> set[str]:
+    """The words of a person's name that the record does not have; one who is named by what they are may be the user, or
+    somebody of whom the card says what the record does. `nouns`: the record's language writes nouns with capitals."""
+    described = nouns and _DETERMINER.match(person.name)
+    named = set() if described else _name_words(person.name)
     if named:
         return {n for n in named if not _alike(n, record)}
     what = content_words(person.name)
-    if not what or re.search(
-        r"\b(?:user|asks?|patient|writes|question)", f"{person.name} {person.relation}", re.IGNORECASE
-    ):
+    told = content_words(f"{person.role} {person.relation} {person.personality}")
+    in_record = [word for word in told if _alike(word, record)]
+    if not what or _ASKING.search(f"{person.name} {person.relation}") or len(in_record) * 2 > len(told):
         return set()
-    return set() if any(_alike(w, record) for w in what) else what
+    kin = [family for family in _KIN if what & family]
+    if any(_alike(w, record) for w in what) or any(family & record for family in kin):
+        return set()
+    return what
+
+
+_KIN = tuple(
+    frozenset(family.split())
+    for family in (
+        "child kid boy girl son daughter toddler baby infant children kids teenager teen",
+        "parent parents mother father mum mom dad mama papa",
+        "partner husband wife spouse fiancé fiancée boyfriend girlfriend",
+        "sibling siblings brother sister twin",
+        "grandparent grandmother grandfather grandma grandpa granny gran",
+        "teacher pupil pupils student students school class teach",
+        "boss manager employer work office colleague",
+    )
+)
+"""Words for the same people."""
 
 
 def _strange_place(place: str, record: set[str], invented: set[str]) -> set[str]:
@@ -117,7 +163,8 @@ def other_person(card: Card, messages: list[Message], component: str) -> str:
     """That the card is of another one than whom the user addresses."""
     given = prompt.given(messages, component)
     first = card.people[0]
-    if given.name and not _known(given.name) & _known(first.name):
+    called = _known(" ".join(texts_of(first).values()))
+    if given.name and not any(_alike(word, called) for word in _known(given.name) - _COMMON or _known(given.name)):
         return f"the user talks to {given.name!r}, the card is of {first.name!r}"
     wanted = content_words(given.role)
     if wanted and not wanted & content_words(" ".join(texts_of(first).values())):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cathpc.cards import card, facts, form, shapes, verify
+from cathpc.cards import card, facts, form, orders, shapes, verify
 from cathpc.cards.config import CardForm, CardsConfig, Mode, OnFailure
 from cathpc.cards.rules import Rule, extract
 from cathpc.cards.writer import Draft, Task, TooLong, Writer
@@ -218,7 +218,7 @@ def judged(
         facts.mark(made, row["messages"])
         if row["component"] == "health" and (told := facts.situation(row["messages"])):
             made.people.append(card.Person(card.USER, told))
-    written = verify.Written(made, layout.render(made), row["messages"], row["component"])
+    written = verify.Written(made, layout.render(made), row["messages"], row["component"], kind)
     checks = verify.verify(written)
     if opinion and verify.passed(checks):
         whole = "\n".join(m["content"] for m in row["messages"])
@@ -266,7 +266,7 @@ def summary_checks(whole: str, short: str) -> dict[str, str]:
     messages: list[Message] = [{"role": "system", "content": whole}]
     as_card = card.Card(people=[card.Person("", short)])
     words, numbers = shapes.words(short), set(re.findall(r"\d+", short)) - set(re.findall(r"\d+", whole))
-    injected = verify.INJECTION.search(short)
+    injected = orders.INJECTION.search(short) or orders.CONTROL.search(short)
     unknown = facts.unknown(as_card, messages)
     return {
         "length": "" if LEAST_WORDS <= len(words) < len(shapes.words(whole)) * 0.7 else f"{len(words)} words",
@@ -283,14 +283,14 @@ def paraphrase_checks(old: str, new: str, rules: list[Rule]) -> dict[str, str]:
     ratio = len(shapes.words(new)) / max(1, len(shapes.words(old)))
     added = set(facts.names(new)) - {w.lower() for w in shapes.words(old)}
     lost = set(facts.names(old)) - {w.lower() for w in shapes.words(new)}
-    injected = verify.INJECTION.search(new) or verify.ASSISTANT.search(new)
+    injected = orders.given(new) or orders.talk_of_models(new, "")
     broken = next((r.name for r in rules if not r.holds(new)), "")
     return {
         "length": "" if low <= ratio <= high else f"{ratio:.1f} times as long",
         "language": "" if shapes.language(new) == shapes.language(old) else shapes.language(new),
         "names": " ".join(sorted(lost | added)),
         "numbers": " ".join(sorted(set(re.findall(r"\d+", new)) ^ set(re.findall(r"\d+", old)))),
-        "injection": repr(injected[0]) if injected else "",
+        "injection": repr(injected) if injected else "",
         "rules": f"{broken} does not hold" if broken else "",
         "same": "it is the same" if shapes.folded(new) == shapes.folded(old) else "",
     }

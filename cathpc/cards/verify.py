@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from cathpc.cards import facts, manner, shapes
+from cathpc.cards import facts, manner, orders, setting, shapes
 from cathpc.cards.card import Card, problems, texts_of
+from cathpc.cards.config import CardForm
 from cathpc.cards.examples import EXAMPLES, family
 from cathpc.record import Message
 
@@ -24,51 +25,52 @@ LEAK_WORDS = 5
 TELLING_WORDS = 4
 """Words that matter (the first six letters) which a line and an answer share and the user did not say."""
 
+TELLING_SCENE = 6
+"""The same for a role, a place or a time, which an answer may well name too; an answer may say how people look."""
+FOREIGN_LETTERS = 5
+MANNER_WORDS = facts.content_words(
+    """first then last begin start end close finish say says tell name give one two three four five short long answer
+    question step list point line sentence word words reason example warning explain always never every each good help
+    make take see look know use way ask right wrong yes day time like doctor friend what who calm kind"""
+)
+"""Words of how an answer is said, which tell nothing of what it says."""
+RESULT = re.compile(
+    r"\b(?:answer|result|solution|total|outcome|culprit|murderer|killer|thief|traitor|secret|twist|diagnosis|verdict)\b"
+    r"(?: here)? (?:is|are|was|will be|comes to)(?: that)?(?: the| an?)? (\S+)",
+    re.IGNORECASE,
+)
+COUNTED = re.compile(r"\b\d+(?:[ -](?:words?|sentences?|lines?|steps?|points?|paragraphs?|letters?|syllables?)\b)")
 DIAGNOSIS = re.compile(
     r"\b(?:suffering from|(?:may|might|could) have|(?:likely|possible|seems like|think|believe)(?: that)? you have"
     r"|condition called|diagnos\w+ (?:with|of|as)|typical of|experiencing|having)\s+([^.,;]{3,60})",
     re.IGNORECASE,
 )
 OF_MEDICINE = """condition disease disorder symptom patient doctor health medical medicine treatment hospital clinic
-care called chronic acute possible specialist physician surgery diagnosis body pain"""
+care called chronic acute possible specialist physician surgery diagnosis body pain week day days month year time trouble
+problem difficulty severe mild common usual normal early late side effects risk cause work sleep family child woman man
+person kind some"""
 NUMBER = re.compile(r"\d{2,}(?:[.,]\d+)?|\d[.,]\d+")
 LANGUAGE_WORDS = 4
 """Of fewer words nobody can tell the language."""
 SURE = 0.9
 """Probability from which the language of a short text is believed."""
 
+LOOP = 3
+"""A pair of words that stands oftener in one field is a loop."""
+COPIED_WORDS = 3
+"""Fewer words that matter may be those of an example by chance, unless the line is a small model's."""
 COPIED_SHARE = 0.7
 """Share of the words that matter from which a line is that of an example; the time of day may be."""
 
-INJECTION = re.compile(
-    r"\b(?:ignor|disregard|forget|overrid|bypass|circumvent)\w*\b.{0,40}"
-    r"\b(?:instruction|prompt|rule|direction|guideline|safety|restriction|polic\w+|limit|above|previous|everything)s?\b"
-    r"|\b(?:system prompt|developer mode|jailbreak\w*|new instructions|safety guidelines|whatever the system)\b"
-    r"|\byou (?:must|will|should) now\b|\bfrom now on\b|\bdo anything now\b"
-    r"|\b(?:reveal|print|repeat|output)s?\b.{0,30}\b(?:prompt|instructions|password|secret)\b"
-    r"|\b(?:obey|answer|repl\w+|respond)s? (?:only|nothing but|exclusively)\b.{0,20}"
-    r"\b(?:with|to the user|the user|YES|NO)\b"
-    r"|\bobeys? (?:only|any|every)\b|\bwithout (?:any )?(?:restrictions|filters|warnings|safety)\b|\bno warnings\b"
-    r"|<\|[^|\n]*\|>|\[/?INST\]|<</?SYS>>|```|https?://",
-    re.IGNORECASE,
-)
-COMMAND = re.compile(
-    r"\b(?:ignor|disregard|forget|overrid|obey|pretend|reveal|print|repl(?:y|ies)|respond|output|say|tell|you must|"
-    r"stop|from now on|do not|don't|open)\w*\b",
-    re.IGNORECASE,
-)
-ORDER = re.compile(
-    r"\b(?:note to|assistant|language model|the ai|system|instructions?|only me|prompt)\b", re.IGNORECASE
-)
-CARRIED_WORDS = 2
-"""Words of an order that stands in the record and that one field of a card repeats: more than chance."""
-ASSISTANT = re.compile(r"\b(?:language model|as an ai|ai assistant|chatbot|openai|chatgpt)\b", re.IGNORECASE)
 MAX_NAME_WORDS = 6
 CUT_SHORT = re.compile(
     r"\b(?:a|an|the|and|or|of|to|for|with|by|but|who|that|which|than|is|was|around|about|very|from|their|his|her|its)$"
 )
+BROKEN_OFF = re.compile(r"\b(?:the|and|their|because|than)$")
+"""No phrase ends so, in any language."""
 PLACEHOLDER = re.compile(
-    r"^(?:n/?a|none|unknown|unspecified|tbd|varies|not (?:specified|given|stated|mentioned|applicable))\b.{0,20}$"
+    r"^(?:n/?a|none|unknown|unspecified|tbd|varies|string|not (?:specified|given|stated|mentioned|applicable))"
+    r"(?: (?:in|by|from) the (?:record|text|conversation|user))?\W*$"
     r"|[\[<{](?:name|role|place|time|insert|your)\b",
     re.IGNORECASE,
 )
@@ -83,6 +85,18 @@ class Written:
     """The rendered system message."""
     messages: list[Message]
     component: str
+    form: CardForm = CardForm.json
+    """Lines of labels come from small models: what a model that writes JSON never does is looked for in them alone."""
+
+    @property
+    def lines(self) -> bool:
+        """Whether it came as lines of labels."""
+        return self.form is CardForm.labels
+
+    @property
+    def said(self) -> str:
+        """What all but the assistant say."""
+        return "\n".join(m["content"] for m in self.messages if m["role"] != "assistant")
 
     @property
     def answers(self) -> list[str]:
@@ -114,16 +128,20 @@ def _ngrams(text: str, length: int) -> set[tuple[str, ...]]:
 
 
 def schema(w: Written) -> str:
-    """The card's form is valid: people with names, bounded lines; no field is a placeholder or cut short."""
+    """The card's form is valid: people with names, bounded lines; no field is a placeholder or cut short, and something
+    is said of the one who answers."""
     if not w.card.people:
         return "nobody is in it"
+    first = w.card.people[0]
+    if not w.card.style and not any(value for key, value in texts_of(first).items() if key != "name"):
+        return f"nothing is said of {first.name!r}"
     for where, value in w.fields.items():
         if not shapes.words(value) or PLACEHOLDER.search(value):
             return f"{where} is {value!r}"
-        if CUT_SHORT.search(value):
+        if (CUT_SHORT if w.lines else BROKEN_OFF).search(value):
             return f"{where} is cut short: {value[-40:]!r}"
-    if len(shapes.words(w.card.people[0].name)) > MAX_NAME_WORDS:
-        return f"a name of {len(shapes.words(w.card.people[0].name))} words"
+    if w.lines and len(shapes.words(first.name)) > MAX_NAME_WORDS:
+        return f"a name of {len(shapes.words(first.name))} words"
     return "; ".join(problems(w.card))
 
 
@@ -142,11 +160,20 @@ def language(w: Written) -> str:
 
 
 def sense(w: Written) -> str:
-    """No line repeats another one, no word or pair of words is repeated in a row or three times in a line, and the time
-    is one time."""
-    if len(times := manner.times_of_day(w.card.time)) > 1:
-        return f"the time is {', '.join(times)}"
+    """No words go round in a loop. In lines no line repeats another one, no word or pair of words is repeated in a row
+    or three times in a line, and the time is one time."""
     values = [shapes.folded(v) for v in w.fields.values()]
+    for value in values:
+        pairs = list(pairwise(shapes.words(value)))
+        for pair in pairs:
+            if max(map(len, pair)) > 4 and pairs.count(pair) > LOOP:
+                return f"{' '.join(pair)!r} again and again"
+    return _small_loops(w, values) if w.lines else ""
+
+
+def _small_loops(w: Written, values: list[str]) -> str:
+    if len(times := setting.times_of_day(w.card.time)) > 1:
+        return f"the time is {', '.join(times)}"
     if len(set(values)) < len(values):
         return "two lines are the same"
     for value in values:
@@ -162,11 +189,12 @@ def sense(w: Written) -> str:
 
 
 def scene(w: Written) -> str:
-    """The person is in the scene: nobody speaks to the user, no conversation goes on inside a field."""
+    """The person is in the scene: no conversation goes on inside a field, and in lines nobody speaks to the user."""
     for where, value in w.fields.items():
-        if re.search(r"\b(?:you|your|you're|I'm|I am|my)\b", value) and not where.startswith("relation"):
+        if re.search(r"\b(?:you|your|you're|I'm|I am|my)\b", value) and w.lines and not where.startswith("relation"):
             return f"{where} speaks to somebody: {value[:60]!r}"
-        if re.search(r"(?:^|\s)(?:>|User:|Answer:|Role:|Name:|Place:|Time:)", value):
+        turns = re.search(r"(?:^|\s)(?:>|User:|Answer:|Role:|Name:|Place:|Time:)", value)
+        if turns and (w.lines or not where.startswith("style")):
             return f"{where} goes on with the form: {value[:60]!r}"
     return ""
 
@@ -177,6 +205,8 @@ def copied(w: Written) -> str:
     for _, _, filled in EXAMPLES[family(w.component)]:
         for where, line in lines.items():
             for example in map(facts.content_words, filled):
+                if len(line) < COPIED_WORDS and not w.lines:
+                    continue
                 if len(line & example) > COPIED_SHARE * len(line | example):
                     return f"{where} as in an example: {w.fields[where]!r}"
     return ""
@@ -191,7 +221,7 @@ def _diagnosis(answers: list[str], said: str) -> set[str]:
 def leak(w: Written) -> str:
     """No run of words, and no number, of an answer stands in the card, unless the user or the record's system prompt
     said it first; no line on how the person is has several words that matter from the answer alone."""
-    said = "\n".join(m["content"] for m in w.messages if m["role"] != "assistant")
+    said = w.said
     answers = set().union(*(_ngrams(a, LEAK_WORDS) for a in w.answers))
     taken = set().union(*(_ngrams(v, LEAK_WORDS) for v in w.fields.values())) & (answers - _ngrams(said, LEAK_WORDS))
     if taken:
@@ -199,38 +229,41 @@ def leak(w: Written) -> str:
     told = "\n".join(w.answers)
     if w.component == "health" and (found := _diagnosis(w.answers, said) & facts.content_words(w.written)):
         return f"{', '.join(sorted(found))} of the diagnosis"
-    figures = set(NUMBER.findall(w.written)) & set(NUMBER.findall(told)) - set(NUMBER.findall(said))
+    if (result := RESULT.search(w.written)) and _bare(result[1]) in _all(told) - _all(said):
+        return f"the result: {result[0]!r}"
+    figures = set(NUMBER.findall(COUNTED.sub(" ", w.written))) & set(NUMBER.findall(told)) - set(NUMBER.findall(said))
     if figures:
         return f"the answer's {', '.join(sorted(figures))}"
-    only = facts.content_words(told) - facts.content_words(said)
+    short = 1 if shapes.language(told) == "en" else FOREIGN_LETTERS  # shorter words of other languages join the rest
+    only = {x for x in facts.content_words(told) - facts.content_words(said) - MANNER_WORDS if len(x) >= short}
     for where, value in w.fields.items():
-        if where.startswith(("personality", "relation", "style")):
-            telling = facts.content_words(value) & only
-            if len(telling) >= TELLING_WORDS:
-                return f"{', '.join(sorted(telling))} of the answer in {where}"
+        least = TELLING_WORDS if where.startswith(("personality", "relation", "style")) else TELLING_SCENE
+        telling = facts.content_words(value) & only
+        if len(telling) >= least and not where.startswith("appearance"):
+            return f"{', '.join(sorted(telling))} of the answer in {where}"
     return ""
+
+
+def _all(text: str) -> set[str]:
+    return {_bare(word) for word in text.split()}
+
+
+def _bare(word: str) -> str:
+    return shapes.folded(word).strip(".,;:!?'\"()")
 
 
 def injection(w: Written) -> str:
     """No instruction to the model, control token, link or talk of language models came over from the record."""
-    found = INJECTION.search(w.written) or ASSISTANT.search(w.written)
-    if found:
-        return f"{found.group(0)!r}"
-    said = "\n".join(m["content"] for m in w.messages if m["role"] != "assistant")
-    for order in re.split(r"(?<=[.!?\]])\s+", said):
-        if not (INJECTION.search(order) or (COMMAND.search(order) and ORDER.search(order))):
-            continue
-        orders = facts.content_words(order)
-        first = w.card.people[0]
-        for line in (first.personality, first.role, *w.card.style):
-            if len(carried := facts.content_words(line) & orders) >= CARRIED_WORDS:
-                return f"{', '.join(sorted(carried))} of an order in the record"
+    if found := orders.given(w.written) or orders.talk_of_models(w.written, w.said):
+        return repr(found)
+    if found := orders.carried(w.card, w.said):
+        return f"{found} of an order in the record"
     return ""
 
 
 def names(w: Written) -> str:
     """People and places that the card names are in the record, or marked as invented."""
-    return facts.unknown(w.card, w.messages)
+    return facts.unknown(w.card, w.messages, small=w.lines)
 
 
 def identity(w: Written) -> str:
@@ -239,8 +272,9 @@ def identity(w: Written) -> str:
 
 
 def contradiction(w: Written) -> str:
-    """What a program can hold against the record: ages, sexes, times of day, and how the answer is said."""
-    return manner.against(w.card, w.messages)
+    """What a program can hold against the record: ages, sexes, times, climates, and how the answer is said."""
+    of_record = w.card, w.messages, w.component
+    return setting.against(*of_record) or manner.against(*of_record)
 
 
 def rules(w: Written) -> str:
