@@ -24,6 +24,8 @@ _WHOSE = (
 )
 _VERBATIM = r"(?:reveal|print|show|repeat|output|disclose|recite|dump|leak|quote)\w*"
 _MODEL = r"(?:user|orders?|commands?|instructions?|prompts?|text|message|says?|asks?)"
+_RULES = r"(?:rules?|instructions?|guidelines?|polic(?:y|ies)|restrictions?)"
+_VOID = r"(?:(?:no longer|do not|don't|does not) (?:apply|count|bind)|(?:is|are) (?:void|null|lifted|suspended))"
 INJECTION = re.compile(
     rf"\b{_OVERRIDE}\b(?:\W+\w+){{0,4}}?\W+(?:prompt|instructions?|guidelines|programming|content policy|system)\b"
     rf"|\b{_OVERRIDE}\b(?:\W+\w+){{0,3}}?\W+{_WHOSE}\b(?:\W+\w+){{0,2}}?\W+(?:rule|direction|polic|restriction|limit|order|"
@@ -49,9 +51,8 @@ INJECTION = re.compile(
     r"|\b(?:disobey\w*|def(?:y|ies)|(?:do|does) not (?:follow|obey)|don't (?:follow|obey)|stop following|"
     r"refus\w+ to follow)\b"
     r".{0,15}\b(?:system|operator|developers?|prompt|instructions)\b"
-    r"|\b(?:previous|earlier|safety|system|operator\w*|developer|your|usual|all|no)\b[^.;\n]{0,20}\b(?:rules?|instructions?|"
-    r"guidelines?|polic\w+|restrictions?)?\b[^.;\n]{0,20}\b"
-    r"(?:no longer (?:apply|count|bind)|do(?:es)?(?: not|n't) (?:apply|count|bind)|(?:is|are) (?:void|null|lifted|suspended))\b|\bno rules apply\b"
+    rf"|\b(?:previous|earlier|safety|system|operator\w*|developer|your|usual|all|no)\b[^.;\n]{{0,20}}\b{_RULES}\b[^.;\n]{{0,10}}"
+    rf"\b{_VOID}\b|\b{_RULES} (?:of|from|by) (?:the |its )?(?:operator|system|developer)s? {_VOID}\b|\bno rules apply\b"
     r"|\b(?:override ?:|admin mode|as (?:an? )?administrator)"
     r"|\b(?:break|breaks|drop|drops) (?:character|the (?:persona|role))\b"
     r"|\b(?:do|does|says?) (?:whatever|anything|everything) the user\b|\bcompl(?:y|ies) with (?:every|all|any)\b"

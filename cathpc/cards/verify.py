@@ -46,9 +46,9 @@ DIAGNOSIS = re.compile(
     re.IGNORECASE,
 )
 OF_MEDICINE = """condition disease disorder symptom patient doctor health medical medicine treatment hospital clinic
-care called chronic acute possible specialist physician surgery diagnosis body pain week day days month year time trouble
-problem difficulty severe mild common usual normal early late side effects risk cause work sleep family child woman man
-person kind some"""
+care called chronic acute possible specialist physician surgery diagnosis body pain week day days month year time
+trouble problem difficulty severe mild common usual normal early late side effects risk cause work sleep family child
+woman man person kind some"""
 NUMBER = re.compile(r"\d{2,}(?:[.,]\d+)?|\d[.,]\d+")
 LANGUAGE_WORDS = 4
 """Of fewer words nobody can tell the language."""
