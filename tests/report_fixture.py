@@ -281,7 +281,7 @@ def _evaluate(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
         json.dumps({"models": models, "difference": {"share": 0.45, "low": 0.2, "high": 0.7}, **_rates(rng)})
     )
     talk = [{"role": "system", "content": "You are a cat with two degrees."}, {"role": "user", "content": "Hello!"}]
-    shown = {"title": "The cat", "model": "tuned", "messages": talk, "answer": f"<think>{THOUGHT}</think>\nHello! Nyan"}
+    shown = {"name": "hello", "model": "tuned", "messages": talk, "thoughts": THOUGHT, "answer": "Hello! Nyan"}
     (folder / "showcase.jsonl").write_text(json.dumps(shown) + "\n")
     return {"line": "24 probes"}
 

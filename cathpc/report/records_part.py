@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from cathpc.report.gather import Facts
 from cathpc.report.html import words
 from cathpc.report.tables import first_user, table
-
-_THOUGHT = re.compile(r"<(think|thinking|thought|thoughts)>(.*?)(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 
 
 def explain(facts: Facts) -> dict[str, Any]:
@@ -51,27 +48,8 @@ def showcase(facts: Facts) -> dict[str, Any]:
 
 
 def _talk(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A conversation in the forms in which evaluate may write it: `messages`, then `answer`, `answers` or `parts`."""
-    title = " · ".join(str(row[key]) for key in ("title", "name", "model", "step") if row.get(key) not in (None, ""))
-    messages = [{"role": m["role"], "parts": _parts(m)} for m in row.get("messages", [])]
-    if not messages or messages[-1]["role"] != "assistant":
-        last = {"content": row.get("answer", ""), **{key: row[key] for key in ("parts", "thoughts") if key in row}}
-        messages.append({"role": "assistant", "parts": _parts({"role": "assistant", **last})})
-    return {"title": title or "Conversation", "messages": messages}
-
-
-def _parts(message: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """[('thought' or 'said', text)]: as given in `parts` or `thoughts`, else by the tags <think> and alike."""
-    given: Sequence[Mapping[str, Any]] = message.get("parts") or ()
-    if given:
-        return [("thought" if "thought" in str(part.get("kind")) else "said", str(part["text"])) for part in given]
-    found: list[tuple[str, str]] = []
-    if thoughts := message.get("thoughts"):
-        found.append(("thought", thoughts if isinstance(thoughts, str) else "\n".join(thoughts)))
-    content, at = str(message.get("content", "")), 0
-    if message.get("role") == "assistant":
-        for match in _THOUGHT.finditer(content):
-            found += [("said", content[at : match.start()]), ("thought", match[2])]
-            at = match.end()
-    found.append(("said", content[at:]))
-    return [(kind, text.strip()) for kind, text in found if text.strip()]
+    """A row of `cathpc.evaluate.showcase` for the page."""
+    messages = [{"role": m["role"], "parts": [("said", m["content"].strip())]} for m in row["messages"]]
+    parts = [("thought", row["thoughts"].strip()), ("said", row["answer"].strip())]
+    messages.append({"role": "assistant", "parts": [part for part in parts if part[1]]})
+    return {"title": f"{row['name']} · {row['model']}", "messages": messages}
