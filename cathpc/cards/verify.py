@@ -63,6 +63,10 @@ COPIED_SHARE = 0.7
 """Share of the words that matter from which a line is that of an example; the time of day may be."""
 
 MAX_NAME_WORDS = 6
+VAGUE = re.compile(
+    r"^(?:n/?a|none|unknown|unspecified|tbd|varies|not (?:specified|given|stated))\b.{0,20}$", re.IGNORECASE
+)
+"""What a small model writes where it knows nothing."""
 CUT_SHORT = re.compile(
     r"\b(?:a|an|the|and|or|of|to|for|with|by|but|who|that|which|than|is|was|around|about|very|from|their|his|her|its)$"
 )
@@ -136,7 +140,7 @@ def schema(w: Written) -> str:
     if not w.card.style and not any(value for key, value in texts_of(first).items() if key != "name"):
         return f"nothing is said of {first.name!r}"
     for where, value in w.fields.items():
-        if not shapes.words(value) or PLACEHOLDER.search(value):
+        if not shapes.words(value) or PLACEHOLDER.search(value) or (w.lines and VAGUE.search(value)):
             return f"{where} is {value!r}"
         if (CUT_SHORT if w.lines else BROKEN_OFF).search(value):
             return f"{where} is cut short: {value[-40:]!r}"
