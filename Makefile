@@ -1,5 +1,5 @@
 # make install   a virtual environment in .venv with all that a run needs
-# make demo      the whole pipeline on this machine, about ten minutes after the install
+# make demo      the whole pipeline on this machine, about a quarter of an hour after the install
 # make test      format, lint, types and tests; with Debian's Slurm packages and as root, on a real Slurm too
 # make test-faults   every fault that a run survives, on a real Slurm: up to two hours
 # make docs      docs/configuration.md anew, from the schema
