@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,7 +40,7 @@ HELP = "talk to the trained model in the terminal, here or where it is served"
 class Voice(Protocol):
     """Whoever answers: `Speaker`, or `cathpc.serving.remote.Remote`."""
 
-    def stream(self, messages: list[Message]) -> Iterator[str]:
+    def stream(self, messages: list[Message]) -> Generator[str]:
         """Pieces of the answer to `messages` as they come."""
 
 
@@ -206,7 +206,7 @@ def _answer(voice: Voice, messages: list[Message]) -> str:
     # A flag, not an exception: a second Ctrl-C while the first is dealt with must not end the conversation.
     before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
     try:
-        with contextlib.closing(voice.stream(messages)) as stream:  # type: ignore[type-var]  # generators can be closed
+        with contextlib.closing(voice.stream(messages)) as stream:
             for piece in stream:
                 pieces.append(piece)
                 write(_printable(piece), False)
@@ -277,7 +277,7 @@ class Speaker:
         else:
             self.generator.manual_seed(seed)
 
-    def stream(self, messages: list[Message]) -> Iterator[str]:
+    def stream(self, messages: list[Message]) -> Generator[str]:
         """Pieces of the answer to `messages` as they come; ends at the stop token or after `max_new_tokens`."""
         from tokenizers.decoders import DecodeStream
 

@@ -59,7 +59,7 @@ def spans(prefixes: list[Prefix]) -> Spans:
 
 
 def attend(
-    module: torch.nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -75,7 +75,7 @@ def attend(
         )
         return plain
     assert attention_mask is not None
-    layer = int(module.layer_idx)  # type: ignore[arg-type]  # every decoder's attention has it
+    layer = module.layer_idx
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     kind = _one if query.shape[2] == 1 else _many
     parts = [

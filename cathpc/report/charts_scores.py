@@ -14,10 +14,10 @@ from bokeh.models import CDSView, ColumnDataSource, GroupFilter
 from cathpc.data.filters import HIGHER_IS_BETTER
 from cathpc.report import charts, density, plots_lengths
 from cathpc.report.charts import Chart, Key
-from cathpc.report.figures_scores import LENGTH_RULES, SCORE_AXES
+from cathpc.report.figures_scores import SCORE_AXES, limited_lengths
 from cathpc.report.gather import Facts
 from cathpc.report.html import number
-from cathpc.report.measures import flags, floats, of_component
+from cathpc.report.measures import floats
 from cathpc.report.plots_population import clip, extent, logit
 from cathpc.report.sampling import sample
 from cathpc.report.style import BLUE, COMPONENT_COLOURS, GREY, VERMILION, in_order
@@ -56,13 +56,8 @@ def records(facts: Facts) -> ColumnDataSource:
 def lengths(facts: Facts) -> dict[str, Chart]:
     """Answer lengths of the components that have a length of their own to exceed."""
     found = {}
-    for component, rule in LENGTH_RULES.items():
-        every = of_component(facts.scored, component)
-        rows = every.filter(pc.is_valid(every["answer_tokens"]))
-        if not rows.num_rows:
-            continue
-        threshold = facts.config("select", "select")[rule]
-        tokens, alive = np.maximum(floats(rows["answer_tokens"]), 1), flags(rows["kept"])
+    for component, counted, alive, threshold in limited_lengths(facts):
+        tokens = np.maximum(counted, 1)
         edges, step = plots_lengths.edges_of(tokens, threshold)
         kept, _ = np.histogram(tokens[alive], edges)
         dropped, _ = np.histogram(tokens[~alive], edges)

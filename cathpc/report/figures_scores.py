@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,9 @@ from cathpc.report.measures import count, flags, floats, of_component, ok, popul
 from cathpc.report.picture import Picture, canvas, panels, save
 from cathpc.report.sampling import sample
 from cathpc.report.style import BLUE, COMPONENT_COLOURS, COMPONENT_MARKERS, GREY, in_order, point_size
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 LENGTH_RULES = {"reasoning": "reasoning_min_tokens", "health": "health_min_tokens"}
 """Component -> key of `select` that its answers must exceed."""
@@ -127,16 +130,19 @@ def _population_panels(
     return save(figure, folder, "population-components", alt, caption, points=True)
 
 
-def lengths(facts: Facts, folder: Path) -> dict[str, Picture]:
-    """Answer lengths of the components that have a length of their own to exceed."""
-    pictures = {}
+def limited_lengths(facts: Facts) -> Iterator[tuple[str, NDArray[np.float64], NDArray[np.bool_], int]]:
+    """(component, tokens of its answers, which of them are kept, the length to exceed), where it has answers."""
     for component, rule in LENGTH_RULES.items():
         every = of_component(facts.scored, component)
         rows = every.filter(pc.is_valid(every["answer_tokens"]))
-        if not rows.num_rows:
-            continue
-        threshold = facts.config("select", "select")[rule]
-        tokens, alive = floats(rows["answer_tokens"]), flags(rows["kept"])
+        if rows.num_rows:
+            yield component, floats(rows["answer_tokens"]), flags(rows["kept"]), facts.config("select", "select")[rule]
+
+
+def lengths(facts: Facts, folder: Path) -> dict[str, Picture]:
+    """Answer lengths of the components that have a length of their own to exceed."""
+    pictures = {}
+    for component, tokens, alive, threshold in limited_lengths(facts):
         kept, dropped = tokens[alive], tokens[~alive]
         curve = density.line(np.log(np.maximum(tokens, 1)))
         figure = canvas(LENGTH_TITLES[component], 3.2)
@@ -160,7 +166,7 @@ def lengths(facts: Facts, folder: Path) -> dict[str, Picture]:
                 "The line is the density of all over the logarithm of the length; "
                 f"its peak is at {peak} tokens (95% interval {low} to {high}). "
             )
-        if missing := every.num_rows - rows.num_rows:
+        if missing := of_component(facts.scored, component).num_rows - tokens.size:
             caption += f"{missing:,} further records have no length, as they could not be scored."
         pictures[f"length-{component}"] = save(figure, folder, f"length-{component}", alt, caption.strip())
     return pictures

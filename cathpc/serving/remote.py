@@ -6,7 +6,7 @@ In: a base URL, a model's name, a key. Out: answers, a piece at a time.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
@@ -74,7 +74,7 @@ class Remote:
             raise UserError(f"{self._endpoint.url} has {len(names)} models, name one with --model: {', '.join(names)}")
         return names[0]
 
-    def stream(self, messages: list[Message]) -> Iterator[str]:
+    def stream(self, messages: list[Message]) -> Generator[str]:
         """Pieces of the answer to `messages` as they come; what the server gives as reasoning in <think> tags."""
         thinking = False
         try:

@@ -67,7 +67,7 @@ def sum_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.
     """
     positions = (labels != NO_LABEL).nonzero().squeeze(1)
     rows = hidden.index_select(0, positions)
-    total: torch.Tensor = _ChunkedCrossEntropy.apply(rows, weight, labels[positions], chunk)  # type: ignore[no-untyped-call]
+    total: torch.Tensor = _ChunkedCrossEntropy.apply(rows, weight, labels[positions], chunk)  # type: ignore[no-untyped-call]  # torch's
     return total
 
 
