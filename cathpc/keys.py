@@ -18,7 +18,7 @@ from enum import Enum
 from typing import Any, get_args, get_origin, get_type_hints
 
 from cathpc.config import PACKAGE, SECTIONS, Config, choices
-from cathpc.pipeline import STAGES
+from cathpc.pipeline import BY_NAME
 
 INTRO = """# Configuration
 
@@ -83,7 +83,7 @@ class Key:
 
 def keys(section: str) -> Iterator[Key]:
     """The keys of a section, nested ones behind their parent."""
-    stages = ", ".join(f"`{stage.name}`" for stage in STAGES if section in stage.config)
+    stages = ", ".join(f"`{stage.name}`" for stage in BY_NAME.values() if section in stage.config)
     yield from _keys(get_type_hints(Config)[section], section, stages)
 
 

@@ -300,7 +300,7 @@ def _rates(rng: np.random.Generator) -> dict[str, Any]:
         "base": {**rates(0.4), "style": style, "perplexity": perplexity},
         "tuned": {**rates(0.75), "style": style, "perplexity": None},
         "refusal": {"benign": benign},
-        "milestones": [{"step": step, "tuned": rates(0.3 + step / 100)} for step in (12, 24, 36, 48)],
+        "milestones": [{"step": step, "probes": 40, **rates(0.3 + step / 100)} for step in (12, 24, 36, 48)],
     }
 
 

@@ -50,13 +50,14 @@ def preview(config: Config, kept: Path, number: int) -> int:
     """Print the cards of `number` records of the file `kept`, and the estimate for all of it."""
     import pyarrow.parquet as pq
 
-    from cathpc.cards import rounds
+    from cathpc.cards import enact, rounds
     from cathpc.store import digest
 
     total = int(pq.read_metadata(kept).num_rows)
     if not total:
         raise UserError(f"{kept} holds no record: no card to show. Look at the drops: cathpc status, or explain")
     rows = pq.read_table(kept).take(spread(total, number)).to_pylist()
+    rows = [enact.enacted(row, config.cards.enact) for row in rows]
     out = Path(config.paths.cache) / "previews" / digest({"kept": str(kept)})[:16]
     out.mkdir(parents=True, exist_ok=True)
     outcomes = rounds.carder(config.cards, Path(config.paths.cache), out, 0, 0, len(rows), config.serving)(rows)

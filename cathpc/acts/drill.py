@@ -8,6 +8,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from cathpc import terminal
 from cathpc.config import compose
 from cathpc.dispatch.config import ClusterKind
 from cathpc.errors import EXIT_OURS, UserError
@@ -36,7 +37,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Drill and print the table; 0 where every training came back identical."""
-    from rich.console import Console
     from rich.table import Table
 
     from cathpc import lease
@@ -52,7 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError("drill needs a Slurm cluster: cluster=NAME. (slurm/devcluster up starts one on this machine)")
     home = Path(config.paths.runs).absolute() / "drill"
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    console = Console(highlight=False, soft_wrap=True, emoji=False, stderr=arguments.json)
+    console = terminal.console(stderr=arguments.json)
     with lease.held(home) as mine:
         if mine is None:
             raise UserError(f"another drill is going on in {home}")

@@ -163,9 +163,10 @@ def _end(config: Config, folder: Path, known: Served | None, name: str) -> int:
         print(f"{name} is not served")
         return 0
     if known.job:
+        served.forget(folder)  # first: a job that finds its record takes itself for preempted
         slurm.cancel(config.cluster, [known.job])
     else:
         served.end(known)
-    served.forget(folder)
+        served.forget(folder)
     print(f"{name}: stopped")
     return 0

@@ -36,6 +36,8 @@ def main(arguments: argparse.Namespace) -> int:
     from cathpc import saved
     from cathpc.tracking import mode
 
+    if arguments.watch and arguments.offline is not None:
+        raise UserError("--watch goes on until W&B has every stage, and --offline sends nothing: leave one out")
     names = [word for word in arguments.runs if "=" not in word]
     overrides = arguments.overrides + [word for word in arguments.runs if "=" in word]
     runs, _ = saved.chosen(names, overrides)
@@ -129,8 +131,9 @@ def _config(run: Saved) -> Config:
 
 def _whole(run: Saved) -> bool:
     """Whether every stage is finished, and noted as sent."""
-    from cathpc.store import read_json
-    from cathpc.tracking.described import FOLDER, NOTE
+    from cathpc.tracking.described import describe, sections
+    from cathpc.tracking.send import read_note
 
-    notes = [read_json(folder / FOLDER / NOTE) or {} for folder in run.stages().values()]
-    return all(note.get("complete") for note in notes)
+    config = _config(run)
+    stages = [describe(config.name, name, path, sections(config, name)) for name, path in run.stages().items()]
+    return all(read_note(stage, config.tracker).get("complete") for stage in stages)

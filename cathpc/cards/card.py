@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from cathpc.cards.rules import Rule
+from cathpc.config import conf_dir
 from cathpc.errors import UserError
 
-PACKAGE = Path(__file__).parents[1]
-TEMPLATE = (PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent) / "conf" / "cards" / "card.j2"
-"""The template that ships with cathpc: in a wheel inside the package, in a checkout beside it."""
+TEMPLATE = conf_dir() / "cards" / "card.j2"
+"""The template that ships with cathpc."""
 
 MAX_FIELD_CHARS = 240
 MAX_PEOPLE = 4

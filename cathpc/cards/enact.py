@@ -2,9 +2,10 @@
 
 What a model learns of obedience comes from answers that visibly do what the system prompt says, and answers written
 without one rarely do more than stay under a length. In: a record. Out: the same record with a system prompt of its own
-(who speaks, and an instruction or two) and with answers that obey it. Taught are the families of `FAMILIES`; forbidden
-words, secrets, users who ask for the contrary, languages and staying in character are not. Names and phrases are put
-together from the lists of `assets/enact.yaml`, so that hardly one comes twice and copying is what is learned.
+(who speaks, and an instruction or two) and with answers that obey it. Taught are phrases, personas, formats, lengths
+and thinking aloud; forbidden words, secrets, users who ask for the contrary, languages and staying in character are
+not. Names and phrases are put together from the lists of `assets/enact.yaml`, so that hardly one comes twice and
+copying is what is learned.
 
 Answers keep their meaning: whole sentences are taken, set in another form, framed by a phrase, or spread over some
 turns in which the user says 'Go on.'; some conversations begin with the question who speaks. Health, code, lists and
@@ -39,8 +40,6 @@ MAX_TURNS = 4
 TRIES = 8
 """Rules that are drawn for a record until one fits its answer."""
 NUMBERS = ("zero", "one", "two", "three", "four")
-FAMILIES = ("phrase", "persona", "format", "length", "thought")
-"""Families of probes that are taught."""
 
 
 @cache

@@ -47,6 +47,8 @@ REFUSED = frozenset({401, 403})
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 SICK = 3
 """Requests that the endpoint refuses before any has been answered: then it is no request's fault."""
+PROSE = (Mode.summarise, Mode.paraphrase)
+"""Modes whose text is used as it is: one that was cut at its limit is none."""
 
 
 @dataclass
@@ -109,10 +111,11 @@ class OpenAIWriter:
         asked = prompt.build(messages, component, mode=mode, kind=config.form, chars=config.quote_chars)
         if mode is Mode.write and config.form is CardForm.labels:
             asked = as_json(asked)
-        content = json.dumps([*self._identity, record_id, component, attempt, mode.name, asked])
+        limit = _limit(config, messages, mode)
+        content = json.dumps([*self._identity, record_id, component, attempt, mode.name, limit, asked])
         key = hashlib.sha256(content.encode()).hexdigest()
         name = prompt.given(messages, component).name if mode is Mode.write else ""
-        return Task(record_id, component, attempt, key, mode, tuple(asked), name)
+        return Task(record_id, component, attempt, key, mode, tuple(asked), name, limit=limit)
 
     def write(self, tasks: list[Task]) -> Iterator[list[Draft]]:
         """The drafts of `tasks` as they come.
@@ -212,12 +215,12 @@ class _Asking:
 
     async def _one(self, task: Task) -> _Reply:
         """Ask until there is a draft; errors and answers of the task's own are counted, waiting is not."""
-        own, tries, answered = 0, 0, self._writer._answered
+        own, tries, answered, spent = 0, 0, self._writer._answered, [0, 0]
         constrained = task.mode is Mode.write and self._writer._constrained is not False
         while True:
             tries += 1
             try:
-                text, tokens = await self._ask(task, own, constrained)
+                text, *paid = await self._ask(task, own, constrained)
             except openai.APIStatusError as error:
                 self._fatal(error)
                 said = self._said(error)
@@ -241,9 +244,9 @@ class _Asking:
                 if constrained != self._writer._constrained and task.mode is Mode.write:
                     self._learn(constrained)
                 filled = as_form(text, self._config.form) if task.mode is Mode.write else text.strip()
-                own += 1
+                own, spent = own + 1, [a + b for a, b in zip(spent, paid, strict=True)]
                 if filled or own > self._writer._asked_of.retries:
-                    return _Reply(Draft(task.key, task.id, task.attempt, filled or text, tokens, 0.0))
+                    return _Reply(Draft(task.key, task.id, task.attempt, filled or text, spent[1], 0.0, spent[0]))
                 answered = self._writer._answered
                 continue
             # A fault of the server, or of the text: of the text where others are answered meanwhile.
@@ -253,12 +256,12 @@ class _Asking:
                     return _Reply(Draft(task.key, task.id, task.attempt, "", 0, 0.0), said)
             await self._wait(tries, said)
 
-    async def _ask(self, task: Task, number: int, constrained: bool) -> tuple[str, int]:
-        """One request: the text of the answer and its tokens."""
+    async def _ask(self, task: Task, number: int, constrained: bool) -> tuple[str, int, int]:
+        """One request: the text of the answer, '' for prose that was cut, and the tokens read and written."""
         config, budget, of = self._config, self._writer._budget, self._writer._asked_of
         await self._turn()
         size = sum(len(m["content"].encode()) + 16 for m in task.asked)  # a token has a byte at least
-        most = budget.price(size, config.max_new_tokens)
+        most = budget.price(size, task.limit)
         if not budget.reserve(most):
             raise _Spent(
                 f"cards.endpoint.budget_usd={of.budget_usd:g}: {budget.spent:.4f} are spent and another card may cost "
@@ -270,17 +273,19 @@ class _Asking:
             answer = await self._api().chat.completions.create(
                 model=self._endpoint.model,
                 messages=list(task.asked),  # type: ignore[arg-type]  # plain dicts, as the protocol has them
-                temperature=config.temperature,
-                max_tokens=config.max_new_tokens,
+                temperature=0.0 if task.mode is Mode.judge else config.temperature,
+                max_tokens=task.limit,
                 seed=_seed(config.seed, task, number),
                 **extra,
             )
             cost = most  # until the answer says less
             text = answer.choices[0].message.content or ""
             usage = answer.usage
+            read = usage.prompt_tokens if usage else size // 4
             tokens = usage.completion_tokens if usage else max(1, len(text) // 4)
-            cost = budget.price(usage.prompt_tokens if usage else size // 4, tokens)
-            return text, tokens
+            cost = budget.price(read, tokens)
+            cut = answer.choices[0].finish_reason == "length" and task.mode in PROSE
+            return "" if cut else text, read, tokens
         except ValueError:
             cost = most
             raise
@@ -342,11 +347,20 @@ class _Asking:
         text = str(error)
         if isinstance(error, openai.APIStatusError) and not getattr(error.body, "get", lambda _: None)("message"):
             text = f"{text}: {error.response.text}"  # not in the protocol's form, so the client leaves it out
-        text = " ".join(text.split())[:300]
-        return text.replace(self._endpoint.key, "***") if self._endpoint.key else text
+        text = " ".join(text.split())  # cut only once the key is out of it
+        return (text.replace(self._endpoint.key, "***") if self._endpoint.key else text)[:300]
 
 
 # --- small parts --------------------------------------------------------------------------------------------------
+
+
+def _limit(config: CardsConfig, messages: list[Message], mode: Mode) -> int:
+    """Tokens that may be written."""
+    if mode is Mode.judge:
+        return 8
+    if mode is Mode.paraphrase:  # a token has a byte at least, and most have three
+        return 16 + max(len(m["content"].encode()) for m in messages if m["role"] == "assistant")
+    return config.max_new_tokens
 
 
 def visible_gpus() -> int:

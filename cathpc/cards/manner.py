@@ -333,22 +333,23 @@ def _beyond(line: str, said: Said) -> str:
 
 def _phrases(line: str, said: Said) -> str:
     """A phrase with which every answer shall begin or end, or a word that none has, and one does not do so."""
-    holds: tuple[tuple[str, Callable[[str, str], bool]], ...] = (
+    each: tuple[tuple[str, Callable[[str, str], bool]], ...] = (
         (rf"\b(?:begin|start|open)s?\b[^.;,]{{0,25}}\b(?:with|saying) (?:the words? )?{_QUOTED}", shapes.begins_with),
         (
             rf"\b(?:end|close|finishe?)s?\b[^.;,]{{0,25}}\b(?:with|on|saying) (?:the words? )?{_QUOTED}",
             shapes.ends_with,
         ),
-        (
-            rf"\b(?:never|avoids?) (?:uses?|says?|writes?)?\s*(?:the words? )?{_QUOTED}",
-            lambda a, p: not shapes.contains(a, p),
-        ),
     )
-    for pattern, holding in holds:
+    for pattern, holding in each:
         for found in re.finditer(pattern, line, _I):
-            pieces = [*said.whole, *said.spoken]
-            if not any(holding(piece, found[1]) for piece in pieces):
+            fails = any(
+                not any(holding(a, found[1]) for a in both) for both in zip(said.whole, said.spoken, strict=True)
+            )
+            if fails and _affirmed(line, re.escape(found[0])):
                 return f"{found[0]!r} in the card, and the answer is not so"
+    for found in re.finditer(rf"\b(?:never|avoids?) (?:uses?|says?|writes?)?\s*(?:the words? )?{_QUOTED}", line, _I):
+        if any(shapes.contains(answer, found[1]) for answer in said.spoken):
+            return f"{found[0]!r} in the card, and an answer has it"
     return ""
 
 
@@ -372,6 +373,8 @@ def _tongue(line: str, said: Said) -> str:
         rf"(?:{'|'.join(_TONGUES)})(?: only)?$"
         rf"|^in (?:{'|'.join(_TONGUES)})(?: only)?$",
     )
-    wanted = _TONGUES[found.lower().removesuffix(" only").split()[-1]] if found else ""
+    if not found:
+        return ""
+    wanted = _TONGUES[found.lower().removesuffix(" only").split()[-1]]
     other = [a for a in said.whole if len(shapes.words(a)) >= TONGUE_WORDS and shapes.language(a) != wanted]
-    return f"{found!r} in the card, an answer in {shapes.language(other[0])!r}" if found and other else ""
+    return f"{found!r} in the card, an answer in {shapes.language(other[0])!r}" if other else ""

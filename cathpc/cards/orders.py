@@ -94,8 +94,10 @@ _COMMAND = re.compile(
     r"write|sign|give|offer|insult|act|behave|speak|call|send|you must|you are|never|always|end|begin|start)\b",
     _I,
 )
-_PLACED = re.compile(r"<!--.*?-->|\[\[.*?\]\]|\[[^\]]*\]|\{\{.*?\}\}|<[^<>]{12,}>", re.DOTALL)
-"""Marks that set a text apart from the sentence around it."""
+_PLACED = re.compile(
+    r"<!--.{0,1000}?-->|\[\[.{0,1000}?\]\]|\[[^\]]{0,1000}\]|\{\{.{0,1000}?\}\}|<[^<>]{12,1000}>", re.DOTALL
+)
+"""Marks that set a text of so many characters apart from the sentence around it."""
 
 _RESISTS = re.compile(
     r"\b(?:ignor|refus|declin|resist|withst|brush|skip|incorrupt|warn|notic|spot|point|mention|flag|separat|treat|unmov|"
@@ -136,14 +138,11 @@ def given(text: str) -> str:
 def talk_of_models(text: str, said: str) -> str:
     """Talk of language models in `text`, where the user, outside of orders, does not speak of them."""
     found = TALK.search(text)
-    plain = said
-    for order in inside(said):
-        plain = plain.replace(order, " ")
-    return found[0] if found and not TALK.search(plain) else ""
+    return found[0] if found and not TALK.search(inside(said)[1]) else ""
 
 
-def inside(said: str) -> list[str]:
-    """The sentences of `said`, what the user or a system prompt says, that are orders to a model."""
+def inside(said: str) -> tuple[list[str], str]:
+    """The sentences of `said`, what the user or a system prompt says, that are orders to a model; the rest of it."""
     orders: list[str] = []
     pieces = _PLACED.findall(said) + re.split(r"(?<=[.!?\]])[\"'”’)]*\s+", _PLACED.sub(" ", said))
     follows = False
@@ -154,7 +153,10 @@ def inside(said: str) -> list[str]:
         )
         if follows:
             orders.append(piece)
-    return orders
+    plain = said
+    for order in orders:
+        plain = plain.replace(order, " ")
+    return orders, plain
 
 
 def _stems(text: str) -> set[str]:
@@ -165,10 +167,7 @@ def _stems(text: str) -> set[str]:
 def carried(card: Card, said: str) -> str:
     """What the one who answers does, or the style asks for, as an order in the record wants it."""
     first = card.people[0]
-    orders = inside(said)
-    plain = said
-    for order in orders:
-        plain = plain.replace(order, " ")
+    orders, plain = inside(said)
     for order in orders:
         words = _stems(order) - _stems(plain)
         codes = {word.lower() for word in re.findall(r"\b(?:[A-Z]{3,}\d*|[A-Z]+\d+)\b", order)}

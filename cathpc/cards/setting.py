@@ -45,7 +45,7 @@ _SAID = (
     re.compile(rf"\b(?:{_MALE}|{_PARENTS[0]}|prostate|gentlemen)\b", _I),
     re.compile(rf"\b(?:{_FEMALE}|{_PARENTS[1]}|pregnan\w+|midwife)\b", _I),
 )
-_SPEECH = re.compile(r"[\"“«].+?[\"”»]|(?<!\w)['‘](?=\S).+?[.,!?…–-]['’](?!\w)", re.DOTALL)
+_SPEECH = re.compile(r"[\"“«].{1,1000}?[\"”»]|(?<!\w)['‘](?=\S).{1,1000}?[.,!?…–-]['’](?!\w)", re.DOTALL)
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?!\d*s\b)")
 _SPELT = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen

@@ -182,6 +182,7 @@ def mounts(config: Config) -> tuple[Path, ...]:
     """Folders that a container must see: the run's own, where data and models of the user's own lie, and scratch."""
     own = [name for name in (config.model.base, config.gpt.base, config.refusal.base, *config.cards.models) if name]
     folders = [config.paths.store, config.paths.runs, config.paths.cache, os.getcwd(), config.dataset.root]
+    folders.append(config.serving.environment)
     folders += [name for name in own if ":" not in name and name[0] in "./~"]
     folders.append(_fixed(config.cluster.scratch))
     return tuple(dict.fromkeys(Path(folder).expanduser().absolute() for folder in folders if folder))

@@ -42,7 +42,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     for task in settings.tasks:
         why = missing(python, task)
         if why:
-            skipped[task] = why
+            skipped[task] = f"{why}; then move {out} away and run the same command"
         else:
             tasks.append(task)
     found: dict[str, Any] = {}

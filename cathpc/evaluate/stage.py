@@ -23,6 +23,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,9 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     of_some = {name: [row for row in rows if row["probe"] in asked] for name, rows in answers.items()}
     curve: list[tuple[int | None, list[Row]]] = [(0, of_some["base"])]
     for step in steps:
-        with _Exported(config, inputs, out, step) as folder:
-            curve.append((step, asking.rows(f"step-{step}", folder, some)))
+        name = f"step-{step}"
+        with nullcontext(out) if asking.has(name) else _Exported(config, inputs, out, step) as folder:
+            curve.append((step, asking.rows(name, folder, some)))
     curve.append((_last(inputs["export"]), of_some["tuned"]))
 
     result = fidelity(answers, settings)
@@ -137,16 +139,23 @@ class _Asking:
         self._done, self._total = 0, total
         (out / PARTS).mkdir(exist_ok=True)
 
+    def has(self, name: str) -> bool:
+        """Whether the rows of this name are there."""
+        return self._path(name).exists()
+
     def rows(self, name: str, folder: Path, chosen: list[Probe]) -> list[Row]:
         """The rows of the model in `folder`, in the order of `chosen`."""
-        path = self._out / PARTS / f"{name}.jsonl"
-        if not path.exists():
+        path = self._path(name)
+        if not self.has(name):
             progress = counter(self._out, self._done, self._total, "answers")
             model = name.removesuffix("-others")
             _write_rows(path, [s.row(model) for s in ask(folder, chosen, self._config, progress)] if chosen else [])
             gc.collect()  # the model leaves before the next one comes
         self._done += _turns(chosen)
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def _path(self, name: str) -> Path:
+        return self._out / PARTS / f"{name}.jsonl"
 
 
 class _Exported:

@@ -30,7 +30,6 @@ class Splitter:
         self._kind = SAID
         self._end = OPEN
         self._begun = False
-        self._tagged = False
 
     def feed(self, piece: str, *, last: bool = False) -> list[Part]:
         """The parts that are known with `piece`; with `last` all that is left."""

@@ -47,6 +47,7 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from cathpc.models.bars import no_bars
+    from cathpc.models.refusal import fast_dtype
     from cathpc.models.tokens import clean_config
     from cathpc.models.weights import tensors
 
@@ -60,12 +61,11 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     except ValueError:
         raise UserError(f"{folder}: the architecture {name!r} is not built into transformers") from None
     on_gpus = torch.cuda.is_available()
-    half = on_gpus or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     with no_bars():
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=dtype or (torch.bfloat16 if half else torch.float32),
+            dtype=dtype or fast_dtype(),
             use_safetensors=True,
             local_files_only=True,
             **({"device_map": "auto"} if on_gpus else {}),

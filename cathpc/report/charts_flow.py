@@ -69,8 +69,11 @@ def _sources(by_source: dict[str, list[Bar]]) -> Chart:
     wanted = [name for name, _ in taken.most_common(TAKERS)]
     parts = ["kept", *wanted, *(["other reasons"] if len(taken) > TAKERS else [])]
     names = list(by_source)
+    shown = [_short(name) for name in names]
+    if len(set(shown)) < len(shown):  # an axis takes no name twice
+        shown = names
     plot = charts.canvas(
-        70 + ROW * len(names), names=[_short(name) for name in names], x="percent of the source's rows",
+        70 + ROW * len(names), names=shown, x="percent of the source's rows",
         x_range=charts.span((0, 100)),
     )  # fmt: skip
     before = dict.fromkeys(names, 0)
@@ -88,7 +91,7 @@ def _sources(by_source: dict[str, list[Bar]]) -> Chart:
         for name, count in zip(names, counts, strict=True):
             before[name] += count
         data = charts.source(
-            name=[_short(name) for name in names], source=names, part=[part] * len(names), count=counts, low=lows,
+            name=shown, source=names, part=[part] * len(names), count=counts, low=lows,
             high=[100 * before[name] / total for name, total in zip(names, rows, strict=True)],
             share=[f"{100 * count / total:.1f}%" for count, total in zip(counts, rows, strict=True)],
         )  # fmt: skip

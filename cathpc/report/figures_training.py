@@ -83,7 +83,7 @@ def milestones(facts: Facts) -> dict[str, list[tuple[float, float, float, float]
         if row.get("step") is None:
             continue
         for key, name in (("isr", "instructions"), ("sessions", "whole probes")):
-            if share := (row.get("tuned") or {}).get(key):
+            if share := row.get(key):
                 found.setdefault(name, []).append((float(row["step"]), share["share"], share["low"], share["high"]))
     return {name: sorted(points) for name, points in found.items()}
 

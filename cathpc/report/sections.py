@@ -9,6 +9,7 @@ from cathpc import __version__
 from cathpc.progress import duration
 from cathpc.report import data_part, model_part, records_part
 from cathpc.report.charts import Chart
+from cathpc.report.figures_training import milestones
 from cathpc.report.gather import Facts
 from cathpc.report.html import number, percent
 from cathpc.report.measures import column, fidelity_rows
@@ -67,7 +68,7 @@ def absent(facts: Facts) -> list[str]:
         found.append("the text of the records (pull wrote none), so that points have no words")
     if not facts.showcase:
         found.append("a showcase (evaluate wrote no showcase.jsonl)")
-    if not facts.fidelity.get("milestones"):
+    if not milestones(facts):
         found.append("the fidelity of checkpoints on the way (evaluate measured none)")
     if not facts.answers_heldout.num_rows:
         found.append("scored answers to held-out prompts, so that no score is held against the generators")

@@ -1,6 +1,6 @@
 """The attempts at a training as its metrics file tells them: what each held its nodes for, which steps it lost.
 
-One pass over the file; memory grows with the superseded steps and the attempts.
+Two passes over the file; memory grows with the steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class TrainingLog:
     superseded: list[dict[str, Any]]
     """Rows of a step or an evaluation that a later attempt took again, in the order of the file."""
     attempts: list[dict[str, Any]]
-    """One an attempt: `attempt`, `first` and `last` step, `held` seconds, and of them `progress` (steps that count),
+    """One an attempt: `attempt`, `held` seconds, and of them `progress` (steps that count),
     `again` (steps that were lost), `eval`, `save` and `rest` (start, load, what came after the last line)."""
 
 
@@ -30,14 +30,13 @@ def read(path: Path) -> TrainingLog:
     attempts: dict[int, dict[str, Any]] = {}
     for row in metrics.lines(path):
         number, step, now = row["attempt"], row["global_step"], row.get("time")
-        fresh: dict[str, Any] = {"attempt": number, "first": step, "last": step, "began": now, "ended": now}
+        fresh: dict[str, Any] = {"attempt": number, "began": now, "ended": now}
         mine = attempts.setdefault(number, fresh | dict.fromkeys(("progress", "again", "eval", "save"), 0.0))
         if row.get("time"):
             mine["ended"] = row["time"]
         if row.get("start"):
             continue
-        counts = (row["attempt"], row["global_step"]) in counted
-        mine["last"] = max(mine["last"], row["global_step"])
+        counts = (number, step) in counted
         mine["progress" if counts and "fault" not in row else "again"] += row.get("step_s", 0.0)
         for phase in ("eval", "save"):
             mine[phase] += row.get("seconds", {}).get(phase, 0.0)

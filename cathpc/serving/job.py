@@ -39,10 +39,10 @@ def hold(
                 print(f"cathpc: the server ended with code {code}; its log: {log}", file=sys.stderr, flush=True)
                 return 1
             finally:
-                if job:
-                    served.write(run, served.Served(name, engine.name, job=job))  # preempted, it comes back
-                else:
+                if not job:
                     served.forget(run, record)
+                elif served.read(run) == record:  # preempted, it comes back; stopped, the record is gone already
+                    served.write(run, served.Served(name, engine.name, job=job))
     except _Stopped:
         return 0
 

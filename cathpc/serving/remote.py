@@ -116,5 +116,5 @@ class Remote:
             return UserError(
                 f"{url} does not answer. Is the model still served there? python -m cathpc serve ... --status"
             )
-        text = " ".join(str(error).split())[:300]
-        return UserError(f"{url}: {text.replace(self._endpoint.key, '***') if self._endpoint.key else text}")
+        text = " ".join(str(error).split())  # cut only once the key is out of it
+        return UserError(f"{url}: {(text.replace(self._endpoint.key, '***') if self._endpoint.key else text)[:300]}")

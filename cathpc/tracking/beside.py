@@ -17,7 +17,7 @@ import psutil
 
 from cathpc.config import Config
 from cathpc.dispatch import jobs
-from cathpc.pipeline import STAGES
+from cathpc.pipeline import OPTIONAL, STAGES
 from cathpc.store import Place
 from cathpc.tracking import mode
 from cathpc.tracking.config import TrackerConfig
@@ -40,8 +40,9 @@ def tracked(config: Config, place: Place) -> Iterator[None]:
     yield  # where the work fails this process ends, and with it the sender's input
     if how == "online":
         sender = sender or _start(config, {name: place.folder})
-    elif how == "offline" and name == STAGES[-1].name:
-        sender = _start(config, {**place.inputs, name: place.folder}, offline_below=place.folder)
+    elif how == "offline" and (name == STAGES[-1].name or place.stage in OPTIONAL):
+        others = {} if place.stage in OPTIONAL else place.inputs
+        sender = _start(config, {**others, name: place.folder}, offline_below=place.folder)
     if sender is not None:
         _await(sender, config.tracker.wait_s if how == "online" else OFFLINE_S)
 

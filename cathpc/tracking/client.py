@@ -34,6 +34,8 @@ KINDS = {
     "score": "scores",
     "evaluate": "evaluation",
     "report": "report",
+    "benchmarks": "evaluation",
+    "sweep": "report",
 }
 """Stage -> type of the artifact that it makes; of every other one a dataset."""
 OUTAGE_TRIES = 1_000_000

@@ -83,7 +83,7 @@ def send(spec: Spec, stage: dict[str, Any], below: Path | None) -> dict[str, Any
     """
     described = _described(stage)
     told: dict[str, Any] = {"stage": described.stage, "id": described.id, "steps": 0}
-    note = read_note(described)
+    note = read_note(described, _tracker(spec))
     if below is None and note.get("complete") and note.get("digest") == _digest(described):
         return told | {"url": note["url"], "up_to_date": True}
     try:
@@ -99,7 +99,7 @@ def send(spec: Spec, stage: dict[str, Any], below: Path | None) -> dict[str, Any
     except Exception as error:  # third-party code over a network: any failure may come, none may end the others
         told["failure"] = f"{type(error).__name__}: {_first_line(error)}"
         if below is None:
-            _note(described, failure=told["failure"])
+            _note(described, spec, failure=told["failure"])
     return told
 
 
@@ -120,7 +120,7 @@ def _once(described: Described, spec: Spec, below: Path | None) -> tuple[int, st
     if below is None:
         step = {"step": rows[-1][AXIS]} if rows else {}
         whole = described.manifest is not None and not (sent and described.stage == "train")
-        _note(described, url=run.url, **step, complete=whole, digest=_digest(described))
+        _note(described, spec, url=run.url, **step, complete=whole, digest=_digest(described))
     return sent, run.url
 
 
@@ -153,7 +153,7 @@ def follow(spec: Spec) -> int:
                 if run is not None:
                     run.steps(waiting)
                     if waiting:
-                        _note(described, url=run.url, step=waiting[-1][AXIS], complete=False)
+                        _note(described, spec, url=run.url, step=waiting[-1][AXIS], complete=False)
                     waiting = []
                     if over:
                         if described.manifest:
@@ -163,7 +163,7 @@ def follow(spec: Spec) -> int:
                 drop()
                 run, tail, waiting = None, Tail(tail.path), []
                 not_before = time.monotonic() + RETRY_S
-                _note(described, failure=f"{type(error).__name__}: {_first_line(error)}")
+                _note(described, spec, failure=f"{type(error).__name__}: {_first_line(error)}")
             if over:
                 return 0 if run is not None else 1
 
@@ -195,16 +195,26 @@ def _alone(described: Described, gone: list[str]) -> Iterator[bool]:
         yield mine is not None
 
 
-def read_note(described: Described) -> dict[str, Any]:
+def read_note(described: Described, tracker: TrackerConfig) -> dict[str, Any]:
     """What was noted as sent to this server and project; {} where nothing was, or where it is another run by now."""
     found = read_json(described.note)
-    known = isinstance(found, dict) and found.get("id") == described.id and found.get("server") == mode.server()
+    known = isinstance(found, dict) and all(found.get(k) == v for k, v in _where(described, tracker).items())
     return found if known else {}
 
 
-def _note(described: Described, **facts: Any) -> None:
-    before = {key: value for key, value in read_note(described).items() if key != "failure"}
-    value = {**before, "id": described.id, "server": mode.server(), "time": time.time(), **facts}
+def _where(described: Described, tracker: TrackerConfig) -> dict[str, str]:
+    return {
+        "id": described.id,
+        "server": mode.server(),
+        "project": tracker.project,
+        "entity": tracker.entity,
+    }
+
+
+def _note(described: Described, spec: Spec, **facts: Any) -> None:
+    tracker = _tracker(spec)
+    before = {key: value for key, value in read_note(described, tracker).items() if key != "failure"}
+    value = {**before, **_where(described, tracker), "time": time.time(), **facts}
     try:
         write_json(described.note, value)
     except OSError:  # the server knows better anyway

@@ -39,6 +39,8 @@ def talk(asked: str, answer: str) -> list[Message]:
         ("never answers before thinking", PROSE, "general"),
         ("taciturn", SCENE, "roleplay"),
         ("narrates in the third person", "She nods. 'I see the glove.'", "roleplay"),
+        ("never starts with 'Well'", PROSE, "general"),
+        ("does not end with 'Goodbye'", PROSE, "general"),
     ],
 )
 def test_what_is_denied_or_of_a_part_claims_nothing(line: str, answer: str, component: str) -> None:
@@ -65,6 +67,12 @@ def test_what_is_denied_or_of_a_part_claims_nothing(line: str, answer: str, comp
 def test_how_somebody_speaks_is_held_against_the_answer(line: str, answer: str, component: str) -> None:
     for card in (Card(people=[Person("X", personality=line)]), Card(people=[Person("X", "a cook")], style=[line])):
         assert manner.against(card, talk("Hi", answer), component)
+
+
+def test_a_word_that_one_of_several_answers_has_is_not_avoided() -> None:
+    card = Card(people=[Person("X", personality="never uses the word 'cat'")])
+    assert manner.against(card, [*talk("Hi", "The cat sleeps."), *talk("And?", "It is a dog.")], "general")
+    assert not manner.against(card, [*talk("Hi", "The hen sleeps."), *talk("And?", "It is a dog.")], "general")
 
 
 @pytest.mark.parametrize(

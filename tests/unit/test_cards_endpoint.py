@@ -26,6 +26,7 @@ from cathpc.cards.writer import Draft, Task
 from cathpc.errors import TryAgainError, UserError
 from cathpc.record import RECORD_SCHEMA, Message, Record, record_id
 from cathpc.serving.config import EndpointConfig, Engine, ServingConfig, faults_of
+from cathpc.serving.server import Endpoint
 from tests.model_server import Proxy, Served, answer, serve
 
 KEY = "sk-canary-3f9c21d0-not-to-be-seen"
@@ -245,6 +246,13 @@ def test_without_schemas_json_is_asked_for_in_words_and_that_is_said_once(
     assert all("a word" in as_form(d.text) for d in drafts)
     assert capsys.readouterr().err.count("takes no response_format") == 1
     assert sum("response_format" in body for _, body in proxy.seen) <= 4  # those that were in flight together
+
+
+def test_no_part_of_a_key_is_left_where_a_long_error_is_cut() -> None:
+    asking = module._Asking.__new__(module._Asking)
+    asking._endpoint = Endpoint("http://127.0.0.1:1/v1", "m", KEY)
+    for before in range(250, 310):
+        assert "canary" not in asking._said(ValueError("x" * before + KEY))
 
 
 @pytest.mark.parametrize("value", ["sk-wrong-canary-7c1e", ""])

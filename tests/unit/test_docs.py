@@ -355,6 +355,7 @@ def test_what_a_key_redoes_is_what_its_change_redoes() -> None:
     plain = Config()
     for path, value in {
         "gpt.lr": 1.0,
+        "benchmarks.limit": 5,
         "refusal.folds": 9,
         "select.refusal_max": 0.5,
         "train.lora.rank": 8,

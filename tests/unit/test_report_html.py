@@ -14,8 +14,9 @@ import pytest
 
 from cathpc.config import only
 from cathpc.errors import DataError
-from cathpc.report import charts, html, sampling, stage
+from cathpc.report import charts, charts_flow, html, sampling, stage
 from cathpc.report.gather import gather
+from cathpc.report.plots import Bar
 from cathpc.report.sampling import sample
 from tests import report_fixture
 
@@ -259,3 +260,11 @@ def test_numbers_read_well(value: object, text: str) -> None:
 def test_long_texts_are_cut_with_a_note() -> None:
     assert html.shorten("x" * 1000, 700).endswith("[300 more characters]")
     assert html.shorten(" short ") == "short"
+
+
+def test_sources_whose_names_begin_alike_stay_apart() -> None:
+    bars = [Bar("rows read", 10, False), Bar("too_short", 4, True), Bar("kept", 6, False)]
+    alike = ["customer_support_2023_q1", "customer_support_2023_q2"]
+    for names, shown in ((alike, alike), (["notes", alike[0]], ["notes", "customer_support_20…"])):
+        plot = charts_flow._sources({name: bars for name in names}).panels[0][1]
+        assert sorted(plot.y_range.factors) == sorted(shown)

@@ -13,8 +13,9 @@ from cathpc import acts
 from cathpc.acts import sync
 from cathpc.config import as_plain, compose
 from cathpc.errors import UserError
-from cathpc.tracking import rows, workspace
+from cathpc.tracking import beside, rows, send, workspace
 from cathpc.tracking.config import TrackerConfig
+from cathpc.tracking.described import describe
 from cathpc.train.metrics import by_step
 from tests import report_fixture, wandb_reader
 
@@ -48,6 +49,21 @@ def test_without_a_key_it_says_how_to_get_one(runs: dict[str, Path]) -> None:
         called("+experiment=smoke")
 
 
+def test_watching_what_is_not_sent_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="leave one out"):
+        called("+experiment=smoke", "--watch", "--offline", str(tmp_path / "out"))
+
+
+def test_what_another_project_has_is_not_noted_as_sent_here(runs: dict[str, Path]) -> None:
+    described = describe("smoke", "pull", runs["pull"], {})
+    spec = send.Spec(tracker=beside.plain(TrackerConfig(project="mine")), stages=[])
+    described.note.parent.mkdir()
+    send._note(described, spec, complete=True)
+    assert send.read_note(described, TrackerConfig(project="mine"))["complete"]
+    assert not send.read_note(described, TrackerConfig(project="other"))
+    assert not send.read_note(described, TrackerConfig(project="mine", entity="team"))
+
+
 def test_offline_it_writes_every_stage_once_and_the_table_of_the_sweep(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,16 +86,19 @@ def test_watching_ends_when_every_stage_is_noted_as_sent(
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     told: list[int] = []
 
-    def send(some: list[Any], below: Path | None) -> list[dict[str, Any]]:
+    config = compose(["+experiment=smoke"])
+    spec = send.Spec(tracker=beside.plain(config.tracker), stages=[])
+
+    def sent(some: list[Any], below: Path | None) -> list[dict[str, Any]]:
         told.append(len(some))
         for folder in runs.values():
             (folder / ".tracking").mkdir(exist_ok=True)
-            (folder / ".tracking" / "note.json").write_text(json.dumps({"complete": len(told) > 1}))
+            described = describe("smoke", folder.parent.name, folder, {})
+            send._note(described, spec, complete=len(told) > 1)
         return [{"stage": "pull", "steps": 0, "url": "u"}]
 
-    monkeypatch.setattr(sync, "_send", send)
+    monkeypatch.setattr(sync, "_send", sent)
     monkeypatch.setattr(sync.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(sync, "_whole", lambda run: len(told) > 1)
     assert called("+experiment=smoke", "--watch") == 0
     assert len(told) == 2
 
