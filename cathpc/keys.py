@@ -45,19 +45,13 @@ nothing. Files count by their content and models of the Hub by their commit, whe
 """
 
 COUNTED = {
-    "dataset.root": "pull",
-    "dataset.sources.NAME.path": "pull",
-    "train.nodes": "train",
-    "train.ranks_per_node": "train",
-    "name": "export, report",
+    "dataset.root": "`pull` (by content)",
+    "dataset.sources.NAME.path": "`pull` (by content)",
+    "train.nodes": "`train` (by the number of ranks)",
+    "train.ranks_per_node": "`train` (by the number of ranks)",
+    "name": "`export`, `report`",
 }
-"""Keys outside of their section's fingerprint whose meaning a stage's `identity` counts."""
-HOW_COUNTED = {
-    "dataset.root": "by content",
-    "dataset.sources.NAME.path": "by content",
-    "train.nodes": "by the number of ranks",
-    "train.ranks_per_node": "by the number of ranks",
-}
+"""Keys outside of their section's fingerprint whose meaning a stage's `identity` counts -> what they redo."""
 
 COMMON = {
     "dtype": "Floating-point type of weights and activations.",
@@ -147,10 +141,7 @@ def _nested(hint: Any) -> tuple[type, str] | None:
 
 
 def _redoes(path: str, inside: str) -> str:
-    if path in COUNTED:
-        how = f" ({HOW_COUNTED[path]})" if path in HOW_COUNTED else ""
-        return ", ".join(f"`{name}`" for name in COUNTED[path].split(", ")) + how
-    return inside
+    return COUNTED.get(path, inside)
 
 
 def _top() -> Iterator[Key]:

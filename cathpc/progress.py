@@ -56,3 +56,8 @@ def duration(seconds: float) -> str:
     if whole < 48 * 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def time_unit(longest_s: float) -> tuple[int, str]:
+    """(seconds of the unit, its name) for an axis that reaches to `longest_s`: seconds, minutes or hours."""
+    return (3600, "hours") if longest_s > 3 * 3600 else (60, "minutes") if longest_s > 180 else (1, "seconds")

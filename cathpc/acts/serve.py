@@ -144,12 +144,11 @@ def _tell(config: Config, known: Served | None, name: str, folder: Path, argumen
         if known is not None:
             served.forget(folder, known)
         return 1
-    where = f"job {known.job}" if known.job else f"process {known.pid} of {known.host}"
     if not known.url:
-        print(f"{name}: {where} has not started its server yet; its log: {folder / 'logs' / 'serve'}")
+        print(f"{name}: {known.holder} has not started its server yet; its log: {folder / 'logs' / 'serve'}")
         return 0
     state = "answers" if known.answers else "does not answer from here"
-    print(f"{name} is served at {known.url} by {known.engine} ({where}): it {state}")
+    print(f"{name} is served at {known.url} by {known.engine} ({known.holder}): it {state}")
     same = shlex.join(arguments.overrides) or f"--url {known.url}"
     print(f"  key   {folder / 'serve.json'}\n  chat  {program()} chat {same}")
     return 0

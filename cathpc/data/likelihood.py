@@ -81,11 +81,11 @@ class ScoringModels:
             )
         if config.threads:
             torch.set_num_threads(config.threads)
-        model = _load(reference / "model", config.dtype)
+        model = load(reference / "model", config.dtype)
         return cls(
             template=template,
             reference=model,
-            pool=_load(pool / "model", config.dtype),
+            pool=load(pool / "model", config.dtype),
             refusal=RefusalModel.load(refusal / "model", getattr(torch, config.dtype.value)),
             lexicon=lexicon,
             window=min(config.window, getattr(model.config, "max_position_embeddings", None) or config.window),
@@ -238,10 +238,11 @@ def in_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     return result
 
 
-def _load(folder: Path, dtype: Dtype) -> Model:
+def load(folder: Path, dtype: Dtype) -> Model:
+    """The causal model in `folder`, ready to score; on the GPU where there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: Model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype.value), local_files_only=True
+        folder, dtype=getattr(torch, dtype.value), use_safetensors=True, local_files_only=True
     )
     model.to(device).eval()
     return speed_up(model)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cathpc.cards import shapes
 from cathpc.evaluate import rates
@@ -75,27 +74,19 @@ def perplexity(rows: Sequence[Row], gpt: Path, config: EvaluateConfig) -> dict[s
 
     Averaged in nats a token over all tokens; None where there is no answer. An answer over the window is left out.
     """
-    from transformers import AutoModelForCausalLM
-
-    from cathpc.data.likelihood import in_batches, mean_nll
+    from cathpc.data.likelihood import in_batches, load, mean_nll
     from cathpc.evaluate.generate import window
-    from cathpc.models.bars import no_bars
-    from cathpc.models.blocks import speed_up
     from cathpc.models.gpt import Example
     from cathpc.models.template import Template
 
     template = Template.load(gpt)
-    with no_bars():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            gpt, dtype=getattr(torch, config.dtype.value), use_safetensors=True, local_files_only=True
-        )
-    model = speed_up(loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval())
+    model = load(gpt, config.dtype)
     examples = [
         Example(*template.encode([*row["messages"][:2], {"role": "assistant", "content": row["answers"][0]}]))
         for row in rows
         if row["answers"][0].strip()
     ]
-    examples = [e for e in examples if len(e.ids) <= window(loaded.config)]
+    examples = [e for e in examples if len(e.ids) <= window(model.config)]
     if not examples:
         return None
     nll = np.zeros(len(examples))

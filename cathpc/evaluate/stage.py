@@ -59,9 +59,10 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     asking = _Asking(out, settings, 2 * (_turns(chosen) + len(others)) + len(steps) * _turns(some))
 
     folders = {"base": inputs["base"] / "model", "tuned": inputs["export"] / "model"}
-    answers = {name: asking.rows(name, folder, chosen) for name, folder in folders.items()}
-    told = {name: asking.rows(f"{name}-others", folder, others) for name, folder in folders.items()}
-    refused = {name: [row for row in rows if row["family"] != showcase.FAMILY] for name, rows in told.items()}
+    rows_of = {name: asking.rows(name, folder, [*chosen, *others]) for name, folder in folders.items()}
+    answers = {name: rows[: len(chosen)] for name, rows in rows_of.items()}
+    refused = {name: rows[len(chosen) : len(chosen) + len(wanted)] for name, rows in rows_of.items()}
+    shown = [row for rows in rows_of.values() for row in rows[len(chosen) + len(wanted) :]]
     asked = {p.id for p in some}
     of_some = {name: [row for row in rows if row["probe"] in asked] for name, rows in answers.items()}
     curve: list[tuple[int | None, list[Row]]] = [(0, of_some["base"])]
@@ -84,7 +85,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     ]
     _write_rows(out / "answers.jsonl", [row for rows in answers.values() for row in rows])
     _write_rows(out / "requests.jsonl", [row for rows in refused.values() for row in rows])
-    showcase.write(out, [row for rows in told.values() for row in rows])
+    showcase.write(out, shown)
     write_text(out / "fidelity.json", json.dumps(result, indent=1) + "\n")
     shutil.rmtree(out / PARTS, ignore_errors=True)
     base, tuned, change = (result[name]["isr"] for name in ("base", "tuned", "difference"))
@@ -148,8 +149,7 @@ class _Asking:
         path = self._path(name)
         if not self.has(name):
             progress = counter(self._out, self._done, self._total, "answers")
-            model = name.removesuffix("-others")
-            _write_rows(path, [s.row(model) for s in ask(folder, chosen, self._config, progress)] if chosen else [])
+            _write_rows(path, [s.row(name) for s in ask(folder, chosen, self._config, progress)])
             gc.collect()  # the model leaves before the next one comes
         self._done += _turns(chosen)
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

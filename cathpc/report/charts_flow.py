@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from cathpc.progress import duration
+from cathpc.progress import duration, time_unit
 from cathpc.report import charts
 from cathpc.report.charts import Chart, Key
 from cathpc.report.figures_flow import TAKERS, waterfalls
@@ -128,7 +128,7 @@ def time(facts: Facts) -> dict[str, Chart]:
     names = list(facts.manifests)
     seconds = [float(manifest["seconds"]) for manifest in facts.manifests.values()]
     longest = max(seconds, default=1.0)
-    unit, word = (3600, "hours") if longest > 3 * 3600 else (60, "minutes") if longest > 180 else (1, "seconds")
+    unit, word = time_unit(longest)
     plot = charts.canvas(
         60 + ROW * len(names), names=names, x=f"time in {word}", x_range=charts.span((0, longest / unit * 1.4 or 1))
     )

@@ -17,7 +17,7 @@ from cathpc.report.charts import Chart, Key
 from cathpc.report.figures_scores import SCORE_AXES, limited_lengths
 from cathpc.report.gather import Facts
 from cathpc.report.html import number
-from cathpc.report.measures import floats
+from cathpc.report.measures import floats, heldout_contrast, with_length
 from cathpc.report.plots_population import clip, extent, logit
 from cathpc.report.sampling import sample
 from cathpc.report.style import BLUE, COMPONENT_COLOURS, GREY, VERMILION, in_order
@@ -106,11 +106,10 @@ def scores_by_length(facts: Facts, source: ColumnDataSource) -> dict[str, Chart]
     """Contrast and perplexity against the answer's length by component, the contrast of held-out ones by generator."""
     found = {}
     for score in SCORE_AXES:
-        good = pc.and_kleene(pc.is_finite(facts.scored[score]), pc.greater(facts.scored["answer_tokens"], 0))
-        rows = facts.scored.filter(good)
+        rows = with_length(facts, score)
         if rows.num_rows:
             found[f"score-length-{score}"] = _by_length(rows, "component", score, source)
-    held = facts.answers_heldout.filter(pc.is_finite(facts.answers_heldout["contrast"]))
+    held = heldout_contrast(facts)
     if held.num_rows:
         shown = sample(held, max(facts.sampled.num_rows, 1))
         ids = shown["id"].to_pylist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cathpc.progress import duration
+from cathpc.progress import duration, time_unit
 from cathpc.report import charts
 from cathpc.report.charts import Chart, Key
 from cathpc.report.figures_training import CURVES, milestones, times
@@ -97,7 +97,7 @@ def goodput(facts: Facts) -> dict[str, Chart]:
         return {}
     names = [name for name, _ in rows]
     longest = max(sum(parts.values()) for _, parts in rows)
-    unit, word = (3600, "hours") if longest > 3 * 3600 else (60, "minutes") if longest > 180 else (1, "seconds")
+    unit, word = time_unit(longest)
     plot = charts.canvas(
         70 + 30 * len(names), names=names, x=f"time held in {word}", x_range=charts.span((0, longest / unit * 1.04))
     )

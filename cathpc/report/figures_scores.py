@@ -17,7 +17,17 @@ from cathpc.data.filters import HIGHER_IS_BETTER
 from cathpc.report import density, plots_lengths, plots_population
 from cathpc.report.gather import Facts
 from cathpc.report.html import number, percent
-from cathpc.report.measures import count, flags, floats, of_component, ok, populations, quality_cuts
+from cathpc.report.measures import (
+    count,
+    flags,
+    floats,
+    heldout_contrast,
+    of_component,
+    ok,
+    populations,
+    quality_cuts,
+    with_length,
+)
 from cathpc.report.picture import Picture, canvas, panels, save
 from cathpc.report.sampling import sample
 from cathpc.report.style import BLUE, COMPONENT_COLOURS, COMPONENT_MARKERS, GREY, in_order, point_size
@@ -176,12 +186,10 @@ def scores_by_length(facts: Facts, folder: Path, max_points: int) -> dict[str, P
     """Contrast and perplexity against the answer's length by component, the contrast of held-out ones by generator."""
     pictures = {}
     for score in SCORE_AXES:
-        rows = facts.scored.filter(
-            pc.and_kleene(pc.is_finite(facts.scored[score]), pc.greater(facts.scored["answer_tokens"], 0))
-        )
+        rows = with_length(facts, score)
         if rows.num_rows:
             pictures[f"score-length-{score}"] = by_length(rows, "component", score, folder, max_points)
-    held = facts.answers_heldout.filter(pc.is_finite(facts.answers_heldout["contrast"]))
+    held = heldout_contrast(facts)
     if held.num_rows:
         pictures["score-length-contrast-generator"] = by_length(held, "generator", "contrast", folder, max_points)
     return pictures

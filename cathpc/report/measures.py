@@ -53,6 +53,17 @@ def populations(facts: Facts) -> dict[str, tuple[Density, float]]:
     return found
 
 
+def with_length(facts: Facts, score: str) -> pa.Table:
+    """The scored records that have this score and a length."""
+    rows = facts.scored
+    return rows.filter(pc.and_kleene(pc.is_finite(rows[score]), pc.greater(rows["answer_tokens"], 0)))
+
+
+def heldout_contrast(facts: Facts) -> pa.Table:
+    """The held-out answers that have a contrast."""
+    return facts.answers_heldout.filter(pc.is_finite(facts.answers_heldout["contrast"]))
+
+
 def _cuts(facts: Facts, rule: str) -> dict[str, float]:
     there = set(facts.scored["component"].unique().to_pylist())
     return {name: cuts[rule] for name, cuts in facts.cuts.items() if name in there and rule in cuts}

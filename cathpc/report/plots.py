@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from cathpc.models.calibration import tenths
-from cathpc.progress import duration
+from cathpc.progress import duration, time_unit
 from cathpc.report.reliability import corp, wilson
 from cathpc.report.style import BLUE, GREEN, GREY, INK, ORANGE, PALE, SKY, VERMILION
 
@@ -210,11 +210,11 @@ def stage_times(axes: Axes, times: Sequence[tuple[str, float]]) -> Axes:
     axes.invert_yaxis()
     longest = float(seconds.max()) if seconds.size else 1.0
     axes.set_xlim(0, max(longest, 1e-9) * 1.2)
-    unit, name = (3600.0, "hours") if longest > 3 * 3600 else (60.0, "minutes") if longest > 180 else (1.0, "seconds")
+    unit, word = time_unit(longest)
     ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(0, longest / unit)
     axes.xaxis.set_major_locator(FixedLocator([tick * unit for tick in ticks]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / unit:g}")
-    axes.set_xlabel(f"time in {name}")
+    axes.set_xlabel(f"time in {word}")
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
     return axes
@@ -233,7 +233,7 @@ TIME_PARTS: dict[str, tuple[str, str, str]] = {
 def time_held(axes: Axes, rows: Sequence[tuple[str, Mapping[str, float]]]) -> Axes:
     """What attempts did with the time that they held: [(attempt, {part of `TIME_PARTS`: seconds})], a bar each."""
     longest = max((sum(parts.values()) for _, parts in rows), default=1.0)
-    unit, word = (3600.0, "hours") if longest > 3 * 3600 else (60.0, "minutes") if longest > 180 else (1.0, "seconds")
+    unit, word = time_unit(longest)
     left = np.zeros(len(rows))
     for part, (label, colour, hatch) in TIME_PARTS.items():
         width = np.array([parts[part] / unit for _, parts in rows])

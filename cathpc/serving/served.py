@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cathpc import lease
 from cathpc.errors import UserError
 from cathpc.serving.server import Endpoint, healthy
 from cathpc.store import write_json
@@ -32,16 +33,19 @@ class Served:
     url: str = ""
     key: str = field(default="", repr=False)
     job: str = ""
-    """Of Slurm; '' for a process of the machine `host`."""
-    host: str = ""
-    pid: int = 0
-    begun: float = 0.0
-    """When that process began, in seconds since the epoch: another one may get its number."""
+    """Of Slurm; '' for a process of this or another machine."""
+    process: lease.Owner = field(default_factory=dict)
+    """What holds the server; {} while a job waits."""
 
     @property
     def endpoint(self) -> Endpoint:
         """Where it answers."""
         return Endpoint(self.url, self.model, self.key)
+
+    @property
+    def holder(self) -> str:
+        """What holds the server, in words."""
+        return f"job {self.job}" if self.job else f"process {self.process.get('pid')} of {self.process.get('host')}"
 
     @property
     def answers(self) -> bool:
@@ -54,9 +58,7 @@ class Served:
 
 def here(model: str, engine: str, endpoint: Endpoint, job: str = "") -> Served:
     """The record of an endpoint whose server this process holds."""
-    return Served(
-        model, engine, endpoint.url, endpoint.key, job, socket.gethostname(), os.getpid(), _began(os.getpid())
-    )
+    return Served(model, engine, endpoint.url, endpoint.key, job, lease.owner())
 
 
 def write(folder: Path, served: Served) -> None:
@@ -95,28 +97,15 @@ def forget(folder: Path, served: Served | None = None) -> None:
 
 def runs(served: Served) -> bool | None:
     """Whether the process of a local server runs; None where that is another machine's to say."""
-    if served.host != socket.gethostname():
-        return None
-    return abs(_began(served.pid) - served.begun) < 1.0
+    return lease.alive(served.process) if served.process.get("host") == socket.gethostname() else None
 
 
 def end(served: Served) -> None:
     """End a local server and wait until it has gone. Raises `UserError` on another machine than its own."""
     if runs(served) is None:
-        raise UserError(f"{served.model} is served by process {served.pid} of {served.host}: stop it there")
+        raise UserError(f"{served.model} is served by {served.holder}: stop it there")
     deadline = time.monotonic() + 60
     if runs(served):
-        os.kill(served.pid, signal.SIGTERM)
+        os.kill(served.process["pid"], signal.SIGTERM)
     while runs(served) and time.monotonic() < deadline:
         time.sleep(0.1)
-
-
-def _began(pid: int) -> float:
-    """When a living process began, in seconds since the epoch; 0 where there is none."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except psutil.Error:
-        return 0.0

@@ -143,7 +143,7 @@ def test_bfloat16_is_near_float32_on_a_trained_model(smollm2: Path) -> None:
     pairs = [[{"role": "user", "content": "Why?"}, {"role": "assistant", "content": f"{t} {TEXT} " * 3}] for t in shown]
     examples = [Example(*template.encode(pair)) for pair in pairs]
     exact, near = (
-        likelihood.mean_nll(likelihood._load(smollm2, dtype), examples, template.pad_id)
+        likelihood.mean_nll(likelihood.load(smollm2, dtype), examples, template.pad_id)
         for dtype in (Dtype.float32, Dtype.bfloat16)
     )
     assert abs(near - exact).mean() < 0.01 and abs(near - exact).max() < 0.05

@@ -133,7 +133,7 @@ def test_a_run_that_is_served_is_talked_to_without_torch_and_a_dead_server_is_to
     command = [sys.executable, "-c", CHAT, "chat", *overrides, "--prompt", "Hello!", "--max-new-tokens", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
-    gone = served.Served("tiny", "transformers", "http://127.0.0.1:9/v1", "k", host=record.host, pid=1)
+    gone = served.Served("tiny", "transformers", "http://127.0.0.1:9/v1", "k", process={**record.process, "pid": 1})
     served.write(run_folder(compose(overrides), overrides), gone)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "does not answer" in done.stderr and "--local" in done.stderr
