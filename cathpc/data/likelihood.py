@@ -111,7 +111,8 @@ def score_records(
     broken = sum(isinstance(t, Broken) for t in tokenised)
     todo = [(i, t) for i, t in enumerate(tokenised) if not isinstance(t, Broken) and t.score.status == "ok"]
     done = len(rows) - len(todo)
-    for numbers in in_batches([len(t.example.ids) for _, t in todo], models.batch_tokens):
+    batches = in_batches([len(t.example.ids) for _, t in todo], models.batch_tokens)
+    for numbers in reversed(batches):  # the longest first: a want of memory shows at once, and time left only shrinks
         batch = [todo[n] for n in numbers]
         results = bisect([t for _, t in batch], lambda block: _scored(block, models), MOST - broken)
         for (i, _), result in zip(batch, results, strict=True):
