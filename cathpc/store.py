@@ -1,9 +1,10 @@
 """The stage store: the same work is never done twice.
 
-A stage's folder is `store/<stage>/<fingerprint>`. The fingerprint is a hash of the stage's name and version, of its own
-part of the config, and of its inputs' fingerprints, so it is known before anything runs. The folder is complete when
-its `manifest.json` is there; it is written last (temporary name, fsync, rename) and holds the hash of every file and
-the digests of the inputs that were consumed: a stage whose input was made anew with another content is stale.
+A stage's folder is `store/<stage>/<fingerprint>`. The fingerprint is a hash of the stage's name and version, of what
+its own part of the config has beside the defaults, and of its inputs' fingerprints, so it is known before anything
+runs; a default that changes must raise the version. The folder is complete when its `manifest.json` is there; it is
+written last (temporary name, fsync, rename) and holds the hash of every file and the digests of the inputs that were
+consumed: a stage whose input was made anew with another content is stale.
 
 Hashing costs one read of what a stage wrote (about 1 GB/s); subfolders with a manifest of their own, such as
 checkpoints, count by that file alone and are not read again.
@@ -47,7 +48,7 @@ def fingerprints(config: Config, stages: tuple[Stage, ...] | None = None) -> dic
             {
                 "stage": stage.name,
                 "version": stage.version,
-                "config": {s: identity(getattr(config, s)) for s in stage.config},
+                "config": {s: identity(getattr(config, s), defaults=False) for s in stage.config},
                 "identity": stage.identity(config) if stage.identity else None,
                 "inputs": {i: known[i] for i in stage.inputs},
             }

@@ -125,9 +125,10 @@ def _require_identity(
 
 
 def _short(value: Any, other: Any) -> str:
-    """A value for a message; of two dictionaries only what differs."""
+    """A value for a message; of two dictionaries only what differs, where a key that one lacks is at its default."""
     if isinstance(value, dict) and isinstance(other, dict):
-        value = {k: v for k, v in value.items() if other.get(k) != v}
+        keys = sorted(value.keys() | other.keys())
+        value = {k: value.get(k, "the default") for k in keys if value.get(k) != other.get(k)}
     return json.dumps(value)
 
 

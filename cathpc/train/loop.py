@@ -312,7 +312,7 @@ def _identity(train: TrainConfig, pack: dict[str, Any], template_hash: str) -> d
             f"train.ranks_per_node={train.ranks_per_node} are {train.nodes * train.ranks_per_node}: "
             f"start as many processes as configured."
         )
-    return {"pack": pack["digest"], "template": template_hash, "config": identity(train)}
+    return {"pack": pack["digest"], "template": template_hash, "config": identity(train, defaults=False)}
 
 
 def _seed(seed: int) -> None:

@@ -59,7 +59,7 @@ def other_worlds(folder: Path, inputs: dict[str, str], train: TrainConfig) -> li
         used = store.read_json(stage_folder / store.INPUTS) or {}
         if (
             saved.get("world_size", world_size) != world_size
-            and same_config(saved.get("identity", {}).get("config"), identity(train))
+            and same_config(saved.get("identity", {}).get("config"), identity(train, defaults=False))
             and {name: value.get("fingerprint") for name, value in used.items()} == inputs
         ):
             found.append(Other(stage_folder, saved["world_size"], history.step_of(checkpoints[0])))

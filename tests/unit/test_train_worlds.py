@@ -32,7 +32,7 @@ def unfinished(store: Path, name: str, train: TrainConfig, step: int, **inputs: 
     used = {stage: {"fingerprint": fingerprint, "digest": "d"} for stage, fingerprint in (INPUTS | inputs).items()}
     (folder / "inputs.json").write_text(json.dumps(used))
     manifest: dict[str, Any] = {"step": step, "world_size": train.nodes * train.ranks_per_node, "files": {}}
-    manifest["identity"] = {"config": identity(train)}
+    manifest["identity"] = {"config": identity(train, defaults=False)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

@@ -1,0 +1,73 @@
+"""A key at its default is in no fingerprint, so that a key which a later version brings along redoes nothing.
+
+So a default may change only together with the versions of the stages that read it. `tests/golden/defaults.json` holds
+those of today: `CATHPC_WRITE_GOLDEN=1 pytest tests/unit/test_defaults.py` writes it anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cathpc.keys import keys
+from cathpc.pipeline import BY_NAME, Stage
+from cathpc.schema import identity, speed
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "defaults.json"
+
+
+def today(stage: Stage) -> dict[str, Any]:
+    found = {key.path: key.default for section in stage.config for key in keys(section) if key.redoes}
+    return {"version": stage.version, "defaults": found}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_no_default_changes_without_the_version_of_its_stages(name: str) -> None:
+    now = {each: today(stage) for each, stage in BY_NAME.items()}
+    if os.environ.get("CATHPC_WRITE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    then = json.loads(GOLDEN.read_text(encoding="utf-8"))[name]
+    if then["version"] == now[name]["version"]:
+        changed = {k: (v, now[name]["defaults"][k]) for k, v in then["defaults"].items() if k in now[name]["defaults"]}
+        changed = {k: pair for k, pair in changed.items() if pair[0] != pair[1]}
+        assert not changed, f"raise the version of stage {name} in cathpc/pipeline.py: {changed}"
+    assert then == now[name], "write tests/golden/defaults.json anew"
+
+
+@dataclass
+class Inner:
+    size: int = 3
+    names: list[str] = field(default_factory=lambda: ["a"])
+
+
+@dataclass
+class Outer:
+    path: str
+    rate: float = 0.5
+    threads: int = speed(2)
+    inner: Inner = field(default_factory=Inner)
+    several: dict[str, Inner] = field(default_factory=dict)
+
+
+def test_what_stands_at_its_default_is_left_out() -> None:
+    assert identity(Outer("p"), defaults=False) == {"path": "p"}  # without a default: always there
+    other = Outer("p", rate=0.25, threads=9, inner=Inner(names=["b"]), several={"x": Inner()})
+    assert identity(other, defaults=False) == {
+        "path": "p",
+        "rate": 0.25,
+        "inner": {"names": ["b"]},
+        "several": {"x": {}},
+    }
+    assert identity(Outer("p")) == {"path": "p", "rate": 0.5, "inner": {"size": 3, "names": ["a"]}, "several": {}}
+
+
+def test_a_key_that_a_later_version_brings_along_changes_nothing() -> None:
+    later = make_dataclass("Later", [("path", str), ("rate", float, 0.5), ("warmth", float, 0.0)])
+    earlier = make_dataclass("Earlier", [("path", str), ("rate", float, 0.5)])
+    assert identity(later("p", 0.25), defaults=False) == identity(earlier("p", 0.25), defaults=False)
+    assert identity(later("p", 0.25, 1.0), defaults=False) != identity(earlier("p", 0.25), defaults=False)
