@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from cathpc.models import weights
 from cathpc.train import states
+from cathpc.train.config import LoraConfig
 from cathpc.train.partitions import Saved
 
 A, B = ".lora_A.default.weight", ".lora_B.default.weight"
@@ -66,18 +66,18 @@ def _layer(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def write_config(folder: Path, lora: dict[str, Any], base: Path) -> None:
-    """Write PEFT's `adapter_config.json`; `lora` as `train.lora` has it."""
+def write_config(folder: Path, lora: LoraConfig, base: Path) -> None:
+    """Write PEFT's `adapter_config.json`."""
     weights.write_json(
         folder / "adapter_config.json",
         {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": str(base),
-            "r": lora["rank"],
-            "lora_alpha": lora["alpha"],
-            "lora_dropout": lora["dropout"],
-            "target_modules": sorted(lora["targets"]),
+            "r": lora.rank,
+            "lora_alpha": lora.alpha,
+            "lora_dropout": lora.dropout,
+            "target_modules": sorted(lora.targets),
             "bias": "none",
             "fan_in_fan_out": False,
             "inference_mode": True,

@@ -29,6 +29,7 @@ from cathpc.models import weights
 from cathpc.models.template import Template
 from cathpc.report import data_card, model_card
 from cathpc.train import adapters, history, metrics, states
+from cathpc.train.config import LoraConfig
 from cathpc.train.partitions import Saved
 from cathpc.train.writing import TAG
 
@@ -61,11 +62,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path, *, step: int | None 
     if problem := _problem(checkpoint):
         raise DataError(f"{problem}. Move {inputs['train']} away and run the same command to train again.")
     saved = Saved(checkpoint / TAG)
-    lora = history.manifest(checkpoint)["identity"].get("config", {}).get("lora") or {"rank": 0}
+    lora = LoraConfig(**history.manifest(checkpoint)["identity"].get("config", {}).get("lora", {}))
     model = _emptied(out / "model")
     whole: Weights = saved
-    if lora["rank"]:
-        whole = adapters.Merged(saved, base, lora["alpha"] / lora["rank"])
+    if lora.rank:
+        whole = adapters.Merged(saved, base, lora.alpha / lora.rank)
         adapter = _emptied(out / "adapter")
         write_shard(adapter / "adapter_model.safetensors", adapters.Adapters(saved), dtype=torch.float32)
         adapters.write_config(adapter, lora, base)
