@@ -85,22 +85,27 @@ def test_watching_ends_when_every_stage_is_noted_as_sent(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     told: list[int] = []
-
+    slept: list[float] = []
     config = compose(["+experiment=smoke"])
     spec = send.Spec(tracker=beside.plain(config.tracker), stages=[])
 
     def sent(some: list[Any], below: Path | None) -> list[dict[str, Any]]:
         told.append(len(some))
-        for folder in runs.values():
-            (folder / ".tracking").mkdir(exist_ok=True)
-            described = describe("smoke", folder.parent.name, folder, {})
+        for name, folder in [stage for run in some for stage in run.stages().items()]:
+            described = describe("smoke", name, folder, {})
+            described.note.parent.mkdir(parents=True, exist_ok=True)
             send._note(described, spec, complete=len(told) > 1)
         return [{"stage": "pull", "steps": 0, "url": "u"}]
 
     monkeypatch.setattr(sync, "_send", sent)
-    monkeypatch.setattr(sync.time, "sleep", lambda seconds: None)
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        assert len(slept) < 5, "it does not end"
+
+    monkeypatch.setattr(sync.time, "sleep", sleep)
     assert called("+experiment=smoke", "--watch") == 0
-    assert len(told) == 2
+    assert len(told) == 2 and slept == [sync.EVERY_S]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the library's own, at its import
