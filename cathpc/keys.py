@@ -42,7 +42,7 @@ On a command line, lists and mappings are written in one piece and quoted: `'sel
 The column *redoes* names the stages whose fingerprint has the key: with another value they are done again, and so are
 all that stand on them. A key without one changes where or how fast a result is made, not the result, and redoes
 nothing. Files count by their content and models of the Hub by their commit, wherever they lie. A key at its default
-counts for nothing: a later version of cathpc that brings new keys redoes nothing.
+counts for nothing, so that keys which a later version of cathpc brings along redo nothing by themselves.
 """
 
 COUNTED = {
