@@ -23,7 +23,6 @@ import torch
 from cathpc import progress
 from cathpc.errors import ChangedError, TryAgainError, UserError
 from cathpc.models.template import Template
-from cathpc.schema import identity
 from cathpc.train import (
     batches,
     checkpoint,
@@ -38,6 +37,7 @@ from cathpc.train import (
     slow,
     stop,
     unchanged,
+    worlds,
 )
 from cathpc.train import engine as engines
 from cathpc.train.clock import Clock
@@ -312,7 +312,7 @@ def _identity(train: TrainConfig, pack: dict[str, Any], template_hash: str) -> d
             f"train.ranks_per_node={train.ranks_per_node} are {train.nodes * train.ranks_per_node}: "
             f"start as many processes as configured."
         )
-    return {"pack": pack["digest"], "template": template_hash, "config": identity(train, defaults=False)}
+    return {"pack": pack["digest"], "template": template_hash, "config": worlds.decisive(train)}
 
 
 def _seed(seed: int) -> None:

@@ -40,6 +40,13 @@ def same_config(one: Any, other: Any) -> bool:
     return bool(compared(one) == compared(other))
 
 
+def decisive(train: TrainConfig) -> dict[str, Any]:
+    """What of its config a training's checkpoints hold: what is not at its default, and of adapters all, which the
+    export of an old checkpoint needs whatever the defaults are by then."""
+    adapters = {"lora": identity(train.lora)} if train.lora.rank else {}
+    return {**identity(train, defaults=False), **adapters}
+
+
 def compared(config: Any) -> Any:
     """A training's config without `SPLIT`."""
     return {k: v for k, v in config.items() if k not in SPLIT} if isinstance(config, dict) else config
@@ -59,7 +66,7 @@ def other_worlds(folder: Path, inputs: dict[str, str], train: TrainConfig) -> li
         used = store.read_json(stage_folder / store.INPUTS) or {}
         if (
             saved.get("world_size", world_size) != world_size
-            and same_config(saved.get("identity", {}).get("config"), identity(train, defaults=False))
+            and same_config(saved.get("identity", {}).get("config"), decisive(train))
             and {name: value.get("fingerprint") for name, value in used.items()} == inputs
         ):
             found.append(Other(stage_folder, saved["world_size"], history.step_of(checkpoints[0])))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ from cathpc.acts import run
 from cathpc.config import compose
 from cathpc.errors import UserError
 from cathpc.pipeline import BY_NAME
-from cathpc.schema import identity
 from cathpc.store import Place
 from cathpc.train import history, worlds
-from cathpc.train.config import TrainConfig
+from cathpc.train.config import LoraConfig, TrainConfig
 
 INPUTS = {"pack": "a" * 16, "base": "b" * 16}
 SIXTEEN = TrainConfig(nodes=2, ranks_per_node=8)
@@ -32,7 +31,7 @@ def unfinished(store: Path, name: str, train: TrainConfig, step: int, **inputs: 
     used = {stage: {"fingerprint": fingerprint, "digest": "d"} for stage, fingerprint in (INPUTS | inputs).items()}
     (folder / "inputs.json").write_text(json.dumps(used))
     manifest: dict[str, Any] = {"step": step, "world_size": train.nodes * train.ranks_per_node, "files": {}}
-    manifest["identity"] = {"config": identity(train, defaults=False)}
+    manifest["identity"] = {"config": worlds.decisive(train)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -97,3 +96,9 @@ def test_run_looks_before_it_starts_anything(tmp_path: Path, monkeypatch: pytest
     run.refuse_lost_steps(before)
     with lease.held(folder):
         run.refuse_lost_steps(now)
+
+
+def test_a_checkpoint_holds_all_of_its_adapters_and_no_other_default() -> None:
+    assert worlds.decisive(TrainConfig()) == {}
+    held = worlds.decisive(TrainConfig(lr=1e-4, lora=LoraConfig(rank=8)))
+    assert held == {"lr": 1e-4, "lora": asdict(LoraConfig(rank=8))}
