@@ -52,8 +52,10 @@ lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Unit tests on all cores, a file to a process; what starts jobs, ranks and daemons of its own has the machine for itself.
 test: lint
-	$(BIN)/pytest -m 'not faults'
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit --numprocesses logical --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest -m 'not faults' tests/e2e tests/slurm tests/faults
 
 test-faults: install-test
 	$(BIN)/pytest -m 'faults or slurm' --timeout 3600

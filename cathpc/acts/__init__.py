@@ -35,6 +35,7 @@ ACTS = {
     "select": "cathpc.acts.select",
     "diff": "cathpc.acts.diff",
     "explain": "cathpc.acts.explain",
+    "report": "cathpc.acts.report",
     "compare": "cathpc.acts.compare",
     "sync": "cathpc.acts.sync",
     "doctor": "cathpc.acts.doctor",
@@ -71,10 +72,10 @@ class _Parser(argparse.ArgumentParser):
 def pick(argv: list[str]) -> tuple[Any, argparse.Namespace]:
     """The act that `argv` names ('run' where it names none) and its parsed arguments."""
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(overview())
+        print(overview(), flush=True)
         sys.exit(0)
     if argv[0] == "--version":
-        print(f"cathpc {__version__}")
+        print(f"cathpc {__version__}", flush=True)
         sys.exit(0)
     name, rest = "run", argv
     if not argv[0].startswith(("-", "+", "~")) and "=" not in argv[0]:

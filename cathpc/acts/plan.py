@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cathpc.acts import program
 from cathpc.config import Config, as_plain, compose
 from cathpc.dispatch.config import ClusterKind
 from cathpc.errors import TryAgainError, UserError
@@ -56,7 +58,7 @@ def main(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.mfu <= 1:
         raise UserError(f"--mfu is {arguments.mfu:g}: a share of the GPUs' peak in 0..1, such as --mfu {estimate.MFU}")
     console = Console(highlight=False, soft_wrap=True, emoji=False, width=None if sys.stdout.isatty() else WIDTH)
-    missing = _missing(config)
+    missing = _missing(config, arguments.overrides)
     places = _places(config, known=not missing)
     known = shape.find(config)
     train = places["train"].folder if not missing else None
@@ -79,12 +81,11 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _missing(config: Config) -> list[str]:
+def _missing(config: Config, overrides: list[str]) -> list[str]:
     from cathpc.acts.pin import unpinned
 
-    return [
-        f"a commit for {kind} {name}: python -m cathpc pin +experiment={config.name}" for kind, name in unpinned(config)
-    ]
+    command = f"{program()} pin {shlex.join(overrides)}"
+    return [f"a commit for {kind} {name}: {command}" for kind, name in unpinned(config)]
 
 
 def _places(config: Config, *, known: bool) -> dict[str, Place]:

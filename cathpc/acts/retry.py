@@ -50,6 +50,6 @@ def main(arguments: argparse.Namespace) -> int:
                 print(f"{name}: released job {job}")
             except CathpcError as error:
                 print(f"{name}: job {job} stays held ({error}). Ask your administrator for: scontrol release {job}")
-    run.refuse_unpinned(config)
+    run.refuse_unpinned(config, arguments.overrides)
     run.one(config, arguments.overrides)
     return 0

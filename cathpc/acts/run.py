@@ -53,7 +53,7 @@ def foreground(config: Config, overrides: list[str], *, targets: set[str] | None
     from cathpc.progress import duration
     from cathpc.runs import open_run
 
-    refuse_unpinned(config)
+    refuse_unpinned(config, overrides)
     if targets is None or "train" in targets:
         refuse_unfit(config)
         refuse_lost_steps(config)
@@ -96,6 +96,22 @@ def _tracked(config: Config, stages: Path, overrides: list[str]) -> str:
     return f"\n  W&B      not reached ({note.get('failure', 'no answer')}); later: {sync}"
 
 
+def alone(name: str, config: Config, overrides: list[str]) -> Path:
+    """Bring one stage up to date, here and now, and return its folder; raises `UserError` where an input of it is not
+    finished."""
+    from cathpc import store
+
+    places = store.places(config)
+    for needed in places[name].stage.inputs:
+        if not places[needed].fresh():
+            words = shlex.join(overrides)
+            raise UserError(
+                f"the stage {needed} is not finished for these overrides. Run it first: {program()} {words}"
+            )
+    foreground(config, overrides, targets={name})
+    return places[name].folder
+
+
 def submit(config: Config, overrides: list[str]) -> None:
     """Submit what the experiment lacks, print the table of its jobs and return: nothing stays behind."""
     from cathpc.dispatch import graph
@@ -103,7 +119,7 @@ def submit(config: Config, overrides: list[str]) -> None:
     from cathpc.models.contract import check_models
     from cathpc.runs import open_run
 
-    refuse_unpinned(config)
+    refuse_unpinned(config, overrides)
     refuse_unfit(config)
     refuse_lost_steps(config)
     check_models(config)
@@ -173,12 +189,12 @@ def refuse_lost_steps(config: Config) -> None:
     worlds.refuse(store.places(config)["train"], config.train, busy=busy)
 
 
-def refuse_unpinned(config: Config) -> None:
+def refuse_unpinned(config: Config, overrides: list[str]) -> None:
     """Raise `UserError` when a Hub id that the experiment uses has no commit in the lock file."""
     missing = unpinned(config)
     if missing:
         raise UserError(
             "these are not pinned to a commit: "
             + ", ".join(f"{kind} {name}" for kind, name in missing)
-            + f"\n  Resolve them where the Hub is in reach: python -m cathpc pin +experiment={config.name}"
+            + f"\n  Resolve them where the Hub is in reach: {program()} pin {shlex.join(overrides)}"
         )

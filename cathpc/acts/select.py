@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 
+from cathpc.acts import program, run
 from cathpc.config import compose, run_name
-from cathpc.errors import UserError
 
 HELP = "select again with other thresholds, in the foreground, on the scores that there are"
 
@@ -17,15 +16,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Bring the stage `select` up to date, here and now; what it needs has to be finished."""
-    from cathpc import store
-    from cathpc.acts import program, run
-
     config = compose(arguments.overrides)
-    places = store.places(config)
-    words = shlex.join(arguments.overrides)
-    for name in places["select"].stage.inputs:
-        if not places[name].fresh():
-            raise UserError(f"the stage {name} is not finished for these overrides. Run it first: {program()} {words}")
-    run.foreground(config, arguments.overrides, targets={"select"})
+    run.alone("select", config, arguments.overrides)
     print(f"what moved: {program()} diff OTHER_RUN {run_name(config, arguments.overrides)}")
     return 0

@@ -127,7 +127,7 @@
       panel.append(list);
     }
     const line = make("p", "The whole record, with every rule: ");
-    line.append(make("code", `python -m cathpc explain ${told ? told.id : id} --run ${panel.dataset.run}`));
+    line.append(make("code", `python -m cathpc explain ${told ? told.id : id} --run '${panel.dataset.run}*'`));
     panel.append(line);
     panel.scrollIntoView({ block: "nearest" });
     panel.focus({ preventScroll: true });

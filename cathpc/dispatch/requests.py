@@ -15,6 +15,7 @@ from typing import Any
 
 from cathpc.cards.config import WriterKind
 from cathpc.config import Config, as_plain
+from cathpc.data import lock
 from cathpc.dispatch import jobs
 from cathpc.dispatch.config import JobConfig, Requeue
 from cathpc.dispatch.script import Request
@@ -179,10 +180,11 @@ def _name(place: Folder, record: jobs.Record, kind: str) -> str:
 
 
 def mounts(config: Config) -> tuple[Path, ...]:
-    """Folders that a container must see: the run's own, where data and models of the user's own lie, and scratch."""
+    """Folders that a container must see: the run's own, where data and models of the user's own lie, the lock file's,
+    and scratch."""
     own = [name for name in (config.model.base, config.gpt.base, config.refusal.base, *config.cards.models) if name]
     folders = [config.paths.store, config.paths.runs, config.paths.cache, os.getcwd(), config.dataset.root]
-    folders.append(config.serving.environment)
+    folders += [config.serving.environment, str(lock.lock_file().parent)]
     folders += [name for name in own if ":" not in name and name[0] in "./~"]
     folders.append(_fixed(config.cluster.scratch))
     return tuple(dict.fromkeys(Path(folder).expanduser().absolute() for folder in folders if folder))

@@ -16,6 +16,7 @@ from typing import Any
 
 import submitit
 
+from cathpc.data import lock
 from cathpc.dispatch import slurm
 from cathpc.dispatch.config import SECRET, ClusterConfig, Runtime
 from cathpc.errors import UserError
@@ -170,6 +171,10 @@ def _setup(request: Request, cluster: ClusterConfig) -> list[str]:
         lines.append(f"export SLURM_CONF=${{SLURM_CONF:-{shlex.quote(cluster.slurm_conf)}}}")
     if cluster.offline_nodes and request.place != "network":
         lines.append("export WANDB_MODE=offline")
+    if (
+        cluster.container.runtime is not Runtime.none
+    ):  # the image has a lock file of its own, which is that of its builder
+        lines.append(f"export CATHPC_LOCK={shlex.quote(str(lock.lock_file().absolute()))}")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(cluster.env.items())]
     lines += [f"module load {shlex.quote(name)}" for name in cluster.modules]
     if cluster.scratch:

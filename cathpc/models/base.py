@@ -1,7 +1,8 @@
 """Stage `base`: the model to fine-tune, checked, with its control tokens.
 
-In: the sections `model` and `paths`. Out: `model/`, a Hugging Face folder with `template.json`, made of hard links to
-the cached one where the disk allows; the summary says of each control token's rows what they were and what they are.
+In: the sections `model` and `paths`, and the lock file. Out: `model/`, a Hugging Face folder with `template.json`, made
+of hard links to the cached one where the disk allows; the summary says of each control token's rows what they were and
+what they are, and which licence the model is under.
 Time: the first preparation (download, conversion); linking costs nothing.
 """
 
@@ -11,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cathpc.data import lock
 from cathpc.models import shape, surgery, weights
 from cathpc.models.source import identity, prepare
 from cathpc.models.template import MARKERS, Template
@@ -40,6 +42,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     return {
         "line": line + (f", new rows for {' '.join(new)}" if new else ""),
         "model": config.model.base,
+        "license": lock.read()["models"].get(config.model.base, {}).get("license"),
         "identity": identity(config.model.base, cache=cache / "model-digests.json"),
         "parameters": count,
         "bytes": sum(f.stat().st_size for f in weights.files(model)),

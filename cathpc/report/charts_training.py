@@ -24,6 +24,7 @@ def training(facts: Facts) -> dict[str, Chart]:
     """The curves of `CURVES` over the global step, with what a resume superseded and where training went on."""
     found: dict[str, Chart] = {}
     shared: Any = None
+    rows = {row["global_step"]: row for row in facts.steps}
     for key, ylabel, columns, _, _ in CURVES:
         series = {name: column(facts.steps, source) for name, source in columns.items()}
         if not any(at for at, _ in series.values()):
@@ -36,7 +37,6 @@ def training(facts: Facts) -> dict[str, Chart]:
             if not at:
                 continue
             colour = COLOURS[number % 3]
-            rows = {row["global_step"]: row for row in facts.steps}
             data = charts.source(
                 x=at, y=values, name=[name] * len(at), attempt=[rows[step]["attempt"] for step in at],
                 epoch=[rows[step].get("epoch", "–") for step in at],

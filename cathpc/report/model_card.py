@@ -75,7 +75,14 @@ def _head(known: Mapping[str, Any]) -> str:
     hub = base if base.count("/") == 1 and not base.startswith((".", "/")) and ":" not in base else ""
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [cathpc, chat]"]
     lines += [f"base_model: {json.dumps(hub)}"] if hub else []
+    lines += [f"license: {json.dumps(licence)}"] if (licence := _licence(known)) else []
     return "\n".join([*lines, "---"])
+
+
+def _licence(known: Mapping[str, Any]) -> str | None:
+    """The base model's, as its page on the Hub stated it when it was pinned."""
+    licence: str | None = known.get("base", {}).get("summary", {}).get("license")
+    return licence
 
 
 def _lead(pack: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
@@ -165,6 +172,9 @@ def _made(known: Mapping[str, Any], template: Template, pack: Mapping[str, Any])
     model = known.get("base", {}).get("config", {}).get("model", {})
     train = known.get("train", {}).get("config", {}).get("train", {})
     rows: list[list[Any]] = [["base model", f"`{model['base']}`" if model.get("base") else "not known"]]
+    rows.append(
+        ["its licence, which holds for this model too", _licence(known) or "not known: see where it comes from"]
+    )
     for key in ("epochs", "lr", "global_batch", "optimizer", "dtype", "seed"):
         if key in train:
             rows.append([words(key), number(train[key])])

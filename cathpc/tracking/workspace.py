@@ -38,10 +38,16 @@ NUMBERS = {
 }
 FIGURES = {
     "Data": ("figures/set_aside_table", "figures/dropped_table", "figures/perplexity", "figures/refusal"),
-    "Report": ("figures/flow", "figures/population", "figures/lengths", "figures/train-loss", "figures/fidelity"),
+    "Report": (
+        "figures/flow",
+        "figures/population",
+        "figures/length-reasoning",
+        "figures/length-health",
+        "figures/train-loss",
+        "figures/fidelity",
+    ),
 }
 """Section -> keys of media."""
-COLUMNS = ("run:group", "run:jobType", "summary:train/loss", "summary:eval/loss", "summary:train/goodput")
 
 
 def build(tracker: TrackerConfig, entity: str) -> Any:

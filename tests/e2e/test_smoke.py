@@ -228,6 +228,15 @@ def test_a_stage_that_fails_ends_in_one_message_and_keeps_what_is_done(home: Hom
     assert other.run(SMOKE).stdout.count("up to date") == len(STAGES) + 1
 
 
+def test_the_report_is_made_again_alone(home: Home, tmp_path: Path) -> None:
+    other = copy(home, tmp_path / "again")
+    assert other.run("report", SMOKE, "report.title=Once more").returncode == 0
+    pages = [page.read_text() for page in other.store.glob("report/*/report.html")]
+    assert sum("Once more" in page for page in pages) == 1
+    missing = other.run("report", SMOKE, "train.lr=0.25")
+    assert missing.returncode == 2 and "the stage train is not finished" in complaint(missing)
+
+
 def test_a_sweep_shares_the_stages_that_are_equal(home: Home) -> None:
     result = subprocess.run(
         home.command("plan", SMOKE, "train.lr=3e-5"),

@@ -13,6 +13,7 @@ import pytest
 
 from cathpc import store
 from cathpc.config import Config, compose
+from cathpc.data.lock import lock_file
 from cathpc.dispatch import graph, jobs, requests, script
 from cathpc.dispatch.script import Request
 from cathpc.errors import UserError
@@ -226,6 +227,9 @@ def test_a_container_of_pyxis_or_apptainer_holds_the_work_and_its_folders() -> N
     assert "apptainer exec --nv --bind" in apptainer.splitlines()[-1]
     for found in (pyxis, apptainer):
         assert f"{sys.executable} -m cathpc.dispatch.attempt" in found, "the trap runs outside: it needs scontrol"
+        lock = lock_file().absolute()
+        assert f"export CATHPC_LOCK={lock}\n" in found, "and not the one that was there when the image was built"
+        assert re.search(rf"[,=]{lock.parent}[,: ]", found.splitlines()[-1])
 
 
 def test_secrets_are_hidden_from_jobs_by_name_and_only_who_needs_a_key_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,12 @@ def pinned() -> dict[str, Version]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     lines += re.findall(r"^[A-Z_]+ := (.+)$", (ROOT / "Makefile").read_text(), re.M)
     words = [word for line in lines if not line.startswith("#") for word in line.split() if "==" in word]
-    return {canonicalize_name(name): Version(version) for name, _, version in (w.partition("==") for w in words)}
+    found: dict[str, Version] = {}
+    for name, _, version in (word.partition("==") for word in words):
+        assert found.setdefault(canonicalize_name(name), Version(version)) == Version(version), (
+            f"two versions of {name}"
+        )
+    return found
 
 
 def required(project: dict[str, Any]) -> list[Requirement]:

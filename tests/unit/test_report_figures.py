@@ -14,11 +14,12 @@ from matplotlib import rc_context
 
 from cathpc.data import filters
 from cathpc.data.config import SelectConfig
-from cathpc.report import data_part, figures_flow, figures_scorers, figures_scores, measures
+from cathpc.report import data_part, figures, figures_flow, figures_scorers, figures_scores, measures
 from cathpc.report.gather import Facts, gather
 from cathpc.report.measures import of_component
 from cathpc.report.picture import Picture
 from cathpc.report.style import STYLE
+from cathpc.tracking import workspace
 from tests import report_fixture
 
 
@@ -206,3 +207,8 @@ def test_quotas_are_told_by_the_keys_that_set_them(facts: Facts) -> None:
     settings = {row[0]: row[3] for row in flow["by_rule"]["rows"]}
     assert settings["quota"] == "quotas: general 0 health 5" and settings["population"] == "population: 0.8"
     assert "The mix takes at most" not in data_part.flow(facts)["text"]
+
+
+def test_the_dashboard_shows_pictures_that_a_report_has(facts: Facts, tmp_path: Path) -> None:
+    drawn = {f"figures/{key}" for key in figures.draw(facts, tmp_path, max_points=500)}
+    assert set(workspace.FIGURES["Report"]) <= drawn

@@ -43,6 +43,18 @@ def test_an_error_is_one_message_behind_the_name_with_what_follows_under_it(caps
     assert capsys.readouterr().err == "cathpc: a key is wrong\n  Valid: a, b\n    deeper\n"
 
 
+@pytest.mark.parametrize("words", [["--help"], ["plan", "+experiment=smoke", "--cfg"]])
+def test_output_that_nobody_reads_ends_quietly(words: list[str], tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "cathpc", *words]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_every_error_of_an_act_is_printed_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
