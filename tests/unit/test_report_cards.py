@@ -12,6 +12,7 @@ from cathpc.models.template import Template
 from cathpc.report import data_card, model_card
 from cathpc.report.gather import gather
 from cathpc.report.measures import rule_counts
+from cathpc.store import MANIFEST, write_json
 from tests import report_fixture
 
 
@@ -51,6 +52,21 @@ def test_cards_of_an_unfinished_run_say_what_is_not_known(folders: dict[str, Pat
 
 def test_text_of_a_source_cannot_break_a_table() -> None:
     assert data_card.markdown(["a"], [["x | y\nz"]]).splitlines()[-1] == "| x \\| y z |"
+
+
+def test_the_model_card_says_under_which_licence_the_base_is(
+    folders: dict[str, Path], tiny_llama: Path, tmp_path: Path
+) -> None:
+    template = Template.load(tiny_llama)
+
+    def told(summary: dict[str, str]) -> str:
+        write_json(tmp_path / MANIFEST, {"config": {"model": {"base": "org/llama"}}, "summary": summary})
+        known = data_card.manifests({**folders, "base": tmp_path})
+        return "\n".join([model_card._head(known), model_card._made(known, template, {})])
+
+    assert '\nlicense: "llama3"\n' in told({"license": "llama3"})
+    assert cells(told({"license": "llama3"}), "its licence, which holds for this model too") == ["llama3"]
+    assert "license:" not in told({}) and "not known" in told({})
 
 
 def test_the_model_card_shows_the_prompt_as_it_is_and_what_was_measured(
