@@ -42,6 +42,7 @@ _RANGES: tuple[_Rule, ...] = (
     ("score.window", lambda v: v >= 16, "must be at least 16"),
     ("score.batch_tokens", lambda v: v > 0, _POSITIVE),
     ("score.min_answer_tokens", lambda v: v >= 0, "must not be negative"),
+    ("score.max_answer_tokens", lambda v: v >= 0, "must not be negative (0 is off)"),
     ("score.min_correlatives", lambda v: v >= 0, "must not be negative"),
     ("score.threads", lambda v: v >= 0, "must not be negative"),
     ("select.min_answer_tokens", lambda v: v >= 0, "must not be negative (0 is off)"),
@@ -221,6 +222,8 @@ def _unscored(config: Config) -> list[str]:
     kept = [
         key for key in ("min_answer_tokens", "min_correlatives") if (getattr(select, key) or 0) < getattr(score, key)
     ]
+    if score.max_answer_tokens and not 0 < select.max_answer_tokens <= score.max_answer_tokens:
+        kept.append("max_answer_tokens")
     if score.languages and not (select.languages and set(select.languages) <= set(score.languages)):
         kept.append("languages")
     return [

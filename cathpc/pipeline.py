@@ -147,7 +147,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "gpt"),
         does="a GPT trained on the reference generators' answers only",
         place=Place.accelerator,
-        version=3,
+        version=4,
         identity=lambda c: _model(c, c.gpt.base),
     ),
     Stage(
@@ -157,7 +157,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "gpt"),
         does="the same GPT trained on all other generators' answers",
         place=Place.accelerator,
-        version=3,
+        version=4,
         identity=lambda c: _model(c, c.gpt.base),
     ),
     Stage(

@@ -99,6 +99,7 @@ class CardsConfig:
     repetition_penalty: float = 1.2
     """How much less likely a token gets that the card has already; 1 is off."""
     dtype: Dtype = Dtype.bfloat16
+    """Of weights and activations; on a CPU without bfloat16 this one means float32."""
     seed: int = 0
     batch_size: int = speed(32)
     """Cards written at once. The draws do not depend on it; in bfloat16 the last bits of the logits may."""

@@ -33,6 +33,7 @@ from cathpc.errors import DataError
 from cathpc.models.blocks import speed_up
 from cathpc.models.config import Dtype, ScoreConfig
 from cathpc.models.gpt import Example, Model, tensors, token_nll
+from cathpc.models.precision import usable
 from cathpc.models.refusal import RefusalModel
 from cathpc.models.template import Template
 from cathpc.record import ROLES, Message, Record, Score
@@ -46,8 +47,17 @@ class Bounds:
     """Records outside get the status 'skipped'; 0 and () bound nothing."""
 
     min_answer_tokens: int = 0
+    max_answer_tokens: int = 0
     min_correlatives: int = 0
     languages: tuple[str, ...] = ()
+
+    def hold(self, score: Score) -> bool:
+        """Whether a record with these counts lies within."""
+        tokens, most = score.answer_tokens or 0, self.max_answer_tokens or math.inf
+        wanted = not self.languages or score.language in self.languages
+        return (
+            wanted and self.min_answer_tokens <= tokens <= most and (score.correlatives or 0) >= self.min_correlatives
+        )
 
 
 @dataclass(frozen=True)
@@ -86,11 +96,13 @@ class ScoringModels:
             template=template,
             reference=model,
             pool=load(pool / "model", config.dtype),
-            refusal=RefusalModel.load(refusal / "model", getattr(torch, config.dtype.value)),
+            refusal=RefusalModel.load(refusal / "model", usable(config.dtype)),
             lexicon=lexicon,
             window=min(config.window, getattr(model.config, "max_position_embeddings", None) or config.window),
             batch_tokens=config.batch_tokens,
-            bounds=Bounds(config.min_answer_tokens, config.min_correlatives, tuple(config.languages)),
+            bounds=Bounds(
+                config.min_answer_tokens, config.max_answer_tokens, config.min_correlatives, tuple(config.languages)
+            ),
         )
 
 
@@ -208,13 +220,12 @@ def _turns(messages: list[Message]) -> list[tuple[str, str]]:
 
 def _count(score: Score, record: Record, models: ScoringModels) -> None:
     """Set what is counted in the assistant turns, and the status 'skipped' where that is out of bounds."""
-    turns, bounds = _turns(record.messages), models.bounds
+    turns = _turns(record.messages)
     counts = [measure(text, models.lexicon) for _, text in turns]
     score.correlatives, score.steps = sum(c.correlatives for c in counts), sum(c.steps for c in counts)
     score.diagnosis = max(c.diagnosis for c in counts)
     score.language = language(turns[-1][1], context=turns[-1][0])
-    few = (score.answer_tokens or 0) < bounds.min_answer_tokens or score.correlatives < bounds.min_correlatives
-    if few or (bounds.languages and score.language not in bounds.languages):
+    if not models.bounds.hold(score):
         score.status = "skipped"
 
 
@@ -240,10 +251,10 @@ def in_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 
 
 def load(folder: Path, dtype: Dtype) -> Model:
-    """The causal model in `folder`, ready to score; on the GPU where there is one."""
+    """The causal model in `folder`, ready to score in `dtype` (see `usable`); on the GPU where there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: Model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype.value), use_safetensors=True, local_files_only=True
+        folder, dtype=usable(dtype), use_safetensors=True, local_files_only=True
     )
     model.to(device).eval()
     return speed_up(model)

@@ -23,6 +23,7 @@ from cathpc.errors import DataError
 from cathpc.models.config import ScoreConfig
 from cathpc.record import SCORE_SCHEMA, Record, Score
 from cathpc.shards import clear_failed, complete, each, forget, is_done, whole
+from cathpc.store import read_json
 
 if TYPE_CHECKING:
     from cathpc.config import Config
@@ -69,7 +70,7 @@ def work(config: Config, inputs: dict[str, Path], out: Path, shards: Sequence[in
             pq.write_table(pa.Table.from_pylist([asdict(s) for s in scores], schema=SCORE_SCHEMA), file)
         before += len(records)
         tokens = sum(s.tokens or 0 for s in scores if s.status == "ok")
-        return {"records": len(scores), "tokens": tokens, "broken": broken}
+        return {"records": len(scores), "tokens": tokens, "broken": broken, "dtype": _dtype(config.score)}
 
     each(out, shards, one, ready)
 
@@ -95,6 +96,13 @@ def _models(config: ScoreConfig, inputs: dict[str, Path]) -> ScoringModels:
     return ScoringModels.load(config, **{name: inputs[name] for name in ("reference", "pool", "refusal")})
 
 
+def _dtype(config: ScoreConfig) -> str:
+    """The floating-point type that this process scores in."""
+    from cathpc.models import precision
+
+    return precision.name(precision.usable(config.dtype))
+
+
 def finish(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """The summary of the stage; raises `DataError` where shards are not done. Reads one shard's columns at a time."""
     paths = _record_shards(inputs)
@@ -114,7 +122,15 @@ def finish(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]
             sums[name] += pc.sum(table[name]).as_py() or 0.0
     records, good = statuses.total(), statuses["ok"]
     seconds = sum(mark["seconds"] for mark in marks.values())
+    asked = config.score.dtype.value
+    dtypes = Counter(str(mark.get("dtype", asked)) for mark in marks.values())  # nodes may differ
+    fell_back = "; ".join(
+        f"{number:,} of {len(marks):,} shards in {used}: the CPU has no {asked}"
+        for used, number in dtypes.items()
+        if used != asked
+    )
     others = ", ".join(f"{number:,} {status}" for status, number in sorted(statuses.items()) if status != "ok")
+    line = "; ".join(filter(None, [f"{good:,} of {records:,} records, {tokens:,} tokens", others, fell_back]))
     return {
         "records": records,
         "statuses": dict(statuses.most_common()),
@@ -123,8 +139,16 @@ def finish(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]
         **{key: sums[name] / good if good else None for key, name in MEANS.items()},
         "seconds": round(seconds, 1),  # of all processes together
         "tokens_per_s": round(sum(mark["tokens"] for mark in marks.values()) / max(seconds, 1e-9), 1),
-        "line": f"{good:,} of {records:,} records, {tokens:,} tokens" + (f"; {others}" if others else ""),
+        "dtypes": dict(dtypes),
+        "window": _window(config.score, inputs["reference"]),
+        "line": line,
     }
+
+
+def _window(config: ScoreConfig, reference: Path) -> int:
+    """Tokens of the longest conversation that is scored: no more than the model's context."""
+    described = read_json(reference / "model" / "config.json") or {}
+    return min(config.window, described.get("max_position_embeddings") or config.window)
 
 
 def _record_shards(inputs: dict[str, Path]) -> list[Path]:

@@ -27,6 +27,7 @@ class EvaluateConfig:
     max_new_tokens: int = 256
     """Tokens an answer."""
     dtype: Dtype = Dtype.bfloat16
+    """Of weights and activations; on a CPU without bfloat16 this one means float32."""
     batch_size: int = 8
     """Probes answered at once; in bfloat16 the shape of a batch may decide a near tie between two tokens."""
     resamples: int = 2000

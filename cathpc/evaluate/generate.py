@@ -19,6 +19,7 @@ import torch
 
 from cathpc.evaluate import prefix
 from cathpc.models.config import Dtype
+from cathpc.models.precision import usable
 from cathpc.record import unit_hash
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def load(folder: Path, dtype: Dtype) -> tuple[Any, Template]:
     placement = {"device_map": "auto"} if torch.cuda.is_available() else {}
     model = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=getattr(torch, dtype.value),
+        dtype=usable(dtype),
         use_safetensors=True,
         attn_implementation=prefix.ATTENTION,
         **placement,

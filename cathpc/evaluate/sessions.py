@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cathpc.evaluate import generate
 from cathpc.evaluate.checkers import judge
 from cathpc.evaluate.config import EvaluateConfig
 from cathpc.evaluate.probes import Probe
 from cathpc.models import talk
+from cathpc.models.precision import usable
 from cathpc.record import Message
 
 
@@ -61,7 +60,7 @@ def ask(
     An answer whose prompt leaves no room in the model's window stays empty and passes no check. `progress` hears the
     number of answers so far. Raises `UserError` for a folder that holds no model to talk to.
     """
-    model = talk.load(folder, getattr(torch, config.dtype.value))
+    model = talk.load(folder, usable(config.dtype))
     language = talk.language(folder, model)
     room = generate.window(model.config)
     sessions = [Session(p, [p.messages[0]]) for p in chosen]

@@ -60,8 +60,9 @@ class GptConfig:
     base: str = ""
     """Named like `model.base`."""
     template: TemplateConfig = field(default_factory=TemplateConfig)
-    reference_generators: list[str] = field(default_factory=lambda: ["gpt-4*", "gpt4*"])
-    """Shell patterns of the generators whose answers train the reference; all other named generators form the pool."""
+    reference_generators: list[str] = field(default_factory=lambda: ["gpt-4*", "gpt4*", "!*mini*", "!*nano*"])
+    """Shell patterns of the generators whose answers train the reference; one that begins with '!' takes names out
+    again, wherever it stands (quote it on the command line). All other named generators form the pool."""
     train_tokens: int = 100_000
     """Answer and prompt tokens that each GPT trains on."""
     epochs: int = 1
@@ -81,7 +82,8 @@ class GptConfig:
     patience: int = 2
     """Looks without a lower perplexity after which training stops. The weights of the lowest one are kept."""
     dtype: Dtype = Dtype.bfloat16
-    """Of the matrix products; weights and optimizer are float32. bfloat16 is 2.6 times as fast on a CPU that has it."""
+    """Of the matrix products; weights and optimizer are float32. bfloat16 is 2.6 times as fast on a CPU that has it,
+    and on one that has not it means float32."""
     seed: int = 0
     """Of the split, of the choice of records and of their order."""
 
@@ -124,13 +126,16 @@ class ScoreConfig:
     """Longest conversation that is scored, in tokens; a longer one gets the status 'too_long'. At most the context of
     `gpt.base`."""
     dtype: Dtype = Dtype.bfloat16
-    """Of the scoring models; bfloat16 is within 0.01 nat a token of float32 on average."""
+    """Of the scoring models; bfloat16 is within 0.01 nat a token of float32 on average, and on a CPU that has not got
+    it it means float32."""
     batch_tokens: int = speed(1024)
     """Tokens a forward pass, padding included. What a batch needs should stay in the cache of a CPU's cores; a GPU
     wants some 32,768."""
     min_answer_tokens: int = 0
-    """With the next two: records that selection will never want, whatever its thresholds; they are counted and not
+    """With the next three: records that selection will never want, whatever its thresholds; they are counted and not
     scored (status 'skipped'), and `select` drops them by its own rule of the same name, which must be as strict."""
+    max_answer_tokens: int = 0
+    """Most tokens of the last answer; 0 is any."""
     min_correlatives: int = 0
     """Least number of correlatives."""
     languages: list[str] = field(default_factory=list)

@@ -4,9 +4,10 @@ In: the records of pull, the base of group `gpt`. Out: `model/`, a Hugging Face 
 `metrics.json`, and `heldout.parquet` (id, generator): answers to held-out prompts, by which the report measures the
 scores. The reference learns from the generators that `gpt.reference_generators` names, the pool from every other named
 generator, in equal numbers of records. Neither sees a held-out prompt. Which records, up to `gpt.train_tokens`, is a
-matter of hashes of their prompts: memory grows with `gpt.train_tokens` and the model, not with the data, and where both
-sides answer the same prompts both GPTs learn from the same ones, so that what tells them apart is how they answer and
-not what they were asked.
+matter of hashes of their prompts: where both sides answer the same prompts both GPTs learn from the same ones, so that
+what tells them apart is how they answer and not what they were asked. Memory grows with the model, with the tokens that
+are trained on, and with the places that are remembered: some 300 bytes for each record of a generator, up to
+`gpt.train_tokens` / `MIN_TOKENS` of each generator; beyond that it does not grow with the data.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import heapq
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate
@@ -25,12 +26,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from cathpc import progress
 from cathpc.errors import UserError
+from cathpc.models import precision
 from cathpc.models.blocks import LARGEST_KEPT
-from cathpc.models.config import Dtype, GptConfig
+from cathpc.models.config import GptConfig
+from cathpc.models.logits import refuse_changed
 from cathpc.models.source import prepare
 from cathpc.models.template import Template
 from cathpc.models.watch import Watch
@@ -61,7 +64,7 @@ class Example:
     mask: list[bool]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a record stands, its shard and its row there, ordered by hashes of its prompt and of its id."""
 
@@ -85,8 +88,12 @@ def pool(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
 
 
 def matches(generator: str, patterns: list[str]) -> bool:
-    """Whether one of the shell patterns fits the generator's name, whatever the case."""
-    return any(fnmatchcase(generator.casefold(), pattern.casefold()) for pattern in patterns)
+    """Whether one of the shell patterns fits the generator's name, whatever the case, and none behind a '!' does."""
+
+    def fits(some: Iterable[str]) -> bool:
+        return any(fnmatchcase(generator.casefold(), pattern.casefold()) for pattern in some)
+
+    return fits(p for p in patterns if p[:1] != "!") and not fits(p[1:] for p in patterns if p[:1] == "!")
 
 
 def _stage(
@@ -103,6 +110,7 @@ def _stage(
             "Change the patterns, or give the sources of the dataset a `generator`; both sides must find answers."
         )
     folder = prepare(gpt.base, gpt.template, Path(config.paths.cache))
+    refuse_changed(folder, AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
     template = Template.load(folder)
     train_set = take(shards, train_places, template, gpt.train_tokens, gpt.seq_len)
     held_set = take(shards, held_places, template, gpt.heldout_tokens, gpt.seq_len)
@@ -137,6 +145,7 @@ def _stage(
         "best_step": int(watch.best["step"]) if watch and watch.best else len(curve),
         "generators": {n: count for n, count in seen.items() if n and wanted(n)},
         "seconds": round(time.monotonic() - started, 1),
+        "dtype": precision.name(precision.usable(gpt.dtype)),
         "curve": curve,
     }
     write_json(out / "metrics.json", metrics)
@@ -146,6 +155,7 @@ def _stage(
     )
     if metrics["best_step"] < len(curve):
         change += f", the best at step {metrics['best_step']:,} of {len(curve):,}"
+    change += precision.fallback(gpt.dtype, metrics["dtype"])
     line = f"{len(train_set):,} records, {train_tokens:,} tokens × {gpt.epochs}, {change}"
     return {**{k: v for k, v in metrics.items() if k != "curve"}, "line": line}
 
@@ -155,6 +165,7 @@ def choose(
 ) -> tuple[list[Place], list[Place], dict[str, int]]:
     """Places of the records to train on and of those to hold out, in the order in which they are taken.
 
+    Of each generator no more places are remembered than the tokens can call for, since it may be the only one left.
     Returns (training, held out, records by generator over all data); no more of each than its tokens can call for.
     Generators take turns; each gives its answer to the prompt that was taken least before, the first by hash among
     those.
@@ -178,7 +189,7 @@ def choose(
                         heapq.heappop(heap)
                 row += 1
     train_places, held_places = (
-        _in_turns([sorted(heap, reverse=True) for _, heap in sorted(h.items())])[:limit]
+        _in_turns([sorted(heap, reverse=True) for _, heap in sorted(h.items())], limit)
         for h, limit in zip(heaps, limits, strict=True)
     )
     return train_places, held_places, dict(sorted(seen.items()))
@@ -227,7 +238,7 @@ def train(
         rate = gpt.lr * min((step + 1) / warmup, 1 - 0.9 * max(0, step - warmup) / max(1, len(steps) - warmup))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=gpt.dtype is Dtype.bfloat16):
+        with _autocast(device, gpt):
             loss = token_nll(model, *tensors(batch, pad_id, device), chunk=0)[0].mean()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -256,6 +267,11 @@ def _watch(model: Model, held_set: list[Example], pad_id: int, gpt: GptConfig) -
     return Watch(lambda: perplexity(model, some, pad_id, gpt) or math.nan, gpt.eval_every_tokens, gpt.patience)
 
 
+def _autocast(device: torch.device, gpt: GptConfig) -> torch.autocast:
+    """Matrix products in bfloat16 where `gpt.dtype` and the device want it, else as they are."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision.usable(gpt.dtype) is torch.bfloat16)
+
+
 def perplexity(model: Model, examples: list[Example], pad_id: int, gpt: GptConfig) -> float | None:
     """exp of the mean NLL over all answer tokens of `examples`; None without any."""
     if not examples:
@@ -263,7 +279,7 @@ def perplexity(model: Model, examples: list[Example], pad_id: int, gpt: GptConfi
     device = next(model.parameters()).device
     model.eval()
     total = 0.0
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=gpt.dtype is Dtype.bfloat16):
+    with torch.inference_mode(), _autocast(device, gpt):
         for batch in batches(examples, gpt.batch_tokens, gpt.seed):
             total += float(token_nll(model, *tensors(batch, pad_id, device))[0].double().sum())
     return math.exp(total / sum(map(_targets, examples)))
@@ -319,12 +335,12 @@ def _targets(example: Example) -> int:
     return sum(example.mask[1:])
 
 
-def _in_turns(queues: list[list[Place]]) -> list[Place]:
-    """The places of all `queues`, each ascending by its hashes, a queue after the other: see `choose`."""
+def _in_turns(queues: list[list[Place]], limit: int) -> list[Place]:
+    """The first `limit` places of all `queues`, each ascending by its hashes, a queue after the other: see `choose`."""
     taken: Counter[float] = Counter()
     heaps = [[(0, p.prompt, p.hash, i) for i, p in enumerate(queue)] for queue in queues]  # ascending, so heaps
     order: list[Place] = []
-    while any(heaps):
+    while any(heaps) and len(order) < limit:
         for queue, heap in zip(queues, heaps, strict=True):
             while heap and heap[0][0] < taken[heap[0][1]]:  # the prompt was taken since
                 _, prompt, key, place = heap[0]
@@ -333,7 +349,7 @@ def _in_turns(queues: list[list[Place]]) -> list[Place]:
                 _, prompt, _, place = heapq.heappop(heap)
                 taken[prompt] += 1
                 order.append(queue[place])
-    return order
+    return order[:limit]
 
 
 def _read(shards: list[Path], places: list[Place]) -> Iterator[list[dict[str, str]]]:

@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cathpc.models.calibration import sigmoid
 from cathpc.models.gpt import Model
+from cathpc.models.precision import fast_dtype
 from cathpc.models.weights import write_json
 
 if TYPE_CHECKING:
@@ -147,13 +148,3 @@ class RefusalModel:
 def device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def fast_dtype() -> torch.dtype:
-    """bfloat16 where the device has instructions for it, else float32."""
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        able = torch.cpu.get_capabilities()
-        native = any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return torch.bfloat16 if native else torch.float32

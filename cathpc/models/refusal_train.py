@@ -39,7 +39,8 @@ from cathpc.errors import UserError
 from cathpc.models.calibration import bands, measure, scaling, sigmoid
 from cathpc.models.config import RefusalConfig
 from cathpc.models.gpt import Model
-from cathpc.models.refusal import LABELS, RefusalModel, Window, device, fast_dtype
+from cathpc.models.precision import fast_dtype
+from cathpc.models.refusal import LABELS, RefusalModel, Window, device
 from cathpc.models.refusal_rows import TROUBLES, Row, examples, folds, labelled, splice, unlabelled
 from cathpc.models.source import prepare
 from cathpc.models.weights import write_json, write_text

@@ -47,7 +47,7 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from cathpc.models.bars import no_bars
-    from cathpc.models.refusal import fast_dtype
+    from cathpc.models.precision import fast_dtype
     from cathpc.models.tokens import clean_config
     from cathpc.models.weights import tensors
 

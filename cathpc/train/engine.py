@@ -16,6 +16,7 @@ import torch
 
 from cathpc.errors import UserError
 from cathpc.models.config import Dtype
+from cathpc.models.logits import refuse_changed
 from cathpc.train import attention, flops, ranks
 from cathpc.train.checkpoint import CheckpointWriter
 from cathpc.train.config import Offload, Optimizer
@@ -89,7 +90,7 @@ def load_model(config: TrainConfig, folder: Path, settings: dict[str, Any]) -> t
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     described = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    _refuse(folder, described)
+    refuse_changed(folder, described)
     chosen = attention.implementation(config.attention, described)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(described)  # type: ignore[no-untyped-call]  # untyped there
@@ -118,16 +119,6 @@ def load_model(config: TrainConfig, folder: Path, settings: dict[str, Any]) -> t
         away = config.offload_activations and torch.cuda.is_available()  # on CPUs they are there already
         model.activation_checkpointing_enable({"use_reentrant": True}, offload=away)
     return PackedLM(model, config), work
-
-
-def _refuse(folder: Path, described: Any) -> None:
-    """Refuse what the chunked loss would compute wrongly."""
-    for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(described, key, None) is not None:
-            raise UserError(
-                f"{folder / 'config.json'}: '{key}' says that this architecture ({described.model_type}) changes "
-                f"its logits after the output layer, which the chunked loss does not do. Choose a model without it."
-            )
 
 
 def _adapt(model: Any, config: TrainConfig) -> None:

@@ -172,12 +172,25 @@ def test_what_one_stage_asks_for_is_a_key_like_others(override: str) -> None:
 def test_no_rule_of_selection_may_want_what_was_not_scored() -> None:
     for override, key in (
         ("score.min_answer_tokens=17", "min_answer_tokens"),
+        ("score.max_answer_tokens=399", "max_answer_tokens"),
         ("score.min_correlatives=2", "min_correlatives"),
         ("score.languages=[fi]", "languages"),
     ):
         with pytest.raises(UserError, match=rf"make select.{key} as strict, or loosen score.{key}"):
             compose(["+experiment=demo", override])
     assert compose(["+experiment=demo", "score.min_answer_tokens=10", "score.languages=[en,fi]"]).score.languages
+    assert compose(["+experiment=demo", "score.max_answer_tokens=400"]).score.max_answer_tokens == 400
+    with pytest.raises(UserError, match=r"make select.max_answer_tokens as strict"):
+        compose(["+experiment=cat70b", "select.max_answer_tokens=0"])
+
+
+def test_the_cats_are_scored_once_and_only_what_their_selection_may_keep() -> None:
+    cats = [compose([f"+experiment={name}"]) for name in ("cat70b", "cat70b_lora", "cat8b")]
+    for section in ("dataset", "gpt", "refusal", "score", "select"):
+        assert len({repr(identity(getattr(config, section))) for config in cats}) == 1, section
+    score, select = cats[0].score, cats[0].select
+    for bound in ("min_answer_tokens", "max_answer_tokens", "min_correlatives", "languages"):
+        assert getattr(score, bound) == getattr(select, bound), f"a pass is spent on what select.{bound} always drops"
 
 
 @pytest.mark.parametrize("override", ["select.quotas.health=50000", "select.quotas={health: 50000}"])

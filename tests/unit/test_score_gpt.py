@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +62,17 @@ def test_generators_match_patterns_whatever_their_case() -> None:
     assert not matches("gpt-3.5-turbo", PATTERNS) and not matches("my-gpt-4", PATTERNS) and not matches("", PATTERNS)
 
 
+@pytest.mark.parametrize("patterns", [GptConfig().reference_generators, ["!*NANO*", "!*mini*", "gpt4*", "GPT-4*"]])
+def test_a_pattern_behind_an_exclamation_mark_takes_names_out_wherever_it_stands(patterns: list[str]) -> None:
+    wild = ["gpt-4-1106-preview", "gpt-4o-2024-08-06", "gpt4_0613", "gpt-4.1-2025-04-14"]  # names as WildChat has them
+    small = ["gpt-4o-mini-2024-07-18", "GPT-4.1-Mini-2025-04-14", "gpt-4.1-nano-2025-04-14"]
+    assert [name for name in wild + small if matches(name, patterns)] == wild
+
+
+def test_exclusions_alone_name_nobody() -> None:
+    assert not matches("gpt-4o-mini", ["!*nano*"]) and not matches("claude", ["!gpt*"]) and not matches("x", [])
+
+
 def test_the_reference_takes_the_named_generators_and_the_pool_all_other_named_ones(tmp_path: Path) -> None:
     pull = pulled(tmp_path, {"gpt-4-0613": 30, "vicuna": 30, "alpaca": 30, "": 30})
     for reference, names in ((True, {"gpt-4-0613"}), (False, {"vicuna", "alpaca"})):
@@ -113,6 +125,45 @@ def test_the_choice_does_not_depend_on_shards_and_more_tokens_only_add(tmp_path:
     more, _ = chosen(pulled(tmp_path / "c", generators), GptConfig(heldout_share=0.0), reference=False)
     assert [r["id"] for r in few] == [r["id"] for r in other] == [r["id"] for r in more[: len(few)]]
     assert len(few) == 400 // gpt.MIN_TOKENS, "no more is remembered than the tokens can call for"
+
+
+def test_no_more_turns_are_taken_than_the_tokens_call_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[int] = []
+    real = gpt.heapq.heappop
+    monkeypatch.setattr(gpt.heapq, "heappop", lambda heap: turns.append(isinstance(heap[0], tuple)) or real(heap))
+    settings = GptConfig(train_tokens=80, heldout_tokens=8, heldout_share=0.1)
+    train, _ = chosen(pulled(tmp_path, {"vicuna": 60, "alpaca": 60, "oasst": 60}), settings, reference=False)
+    assert len(train) == 10 and sum(turns) <= 10 + 2 + 1 + 2, "a round of the generators too many at most"
+    assert not hasattr(gpt.Place(0.5, 0.5, 0, 0), "__dict__"), "millions of them are remembered"
+
+
+@pytest.mark.parametrize("key", ["final_logit_softcapping", "logits_scaling", "logit_scale"])
+def test_a_base_that_changes_its_logits_behind_the_output_layer_is_refused(
+    tmp_path: Path, model_cache: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_llama, folder)
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**described, key: 30.0}))
+    monkeypatch.setattr(gpt, "prepare", lambda *_: folder)
+    pull = pulled(tmp_path / "pull", {"gpt-4": 30, "vicuna": 30})
+    with pytest.raises(UserError, match=rf"config\.json: '{key}' .*changes its logits"):
+        gpt.reference(config(model_cache), {"pull": pull}, tmp_path)
+
+
+def test_on_a_cpu_without_bfloat16_it_means_float32_and_the_summary_says_so(
+    tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    pull = pulled(tmp_path / "pull", {"gpt-4": 30, "vicuna": 30})
+    found = {}
+    for dtype in Dtype:
+        out = tmp_path / dtype.value
+        out.mkdir()
+        found[dtype] = gpt.pool(config(model_cache, train_tokens=200, dtype=dtype), {"pull": pull}, out)
+    assert found[Dtype.bfloat16]["line"] == found[Dtype.float32]["line"] + ", in float32: the CPU has no bfloat16"
+    weights = [(tmp_path / dtype.value / "model" / "model.safetensors").read_bytes() for dtype in Dtype]
+    assert weights[0] == weights[1] and found[Dtype.bfloat16]["dtype"] == "float32"
 
 
 def test_training_lowers_the_heldout_perplexity_and_writes_a_model_folder(tmp_path: Path, model_cache: Path) -> None:

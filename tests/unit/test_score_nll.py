@@ -136,6 +136,23 @@ def test_the_same_record_gets_the_same_score_alone_in_a_batch_in_any_shard_and_w
             assert (other.id, other.tokens, other.steps) == (one.id, one.tokens, one.steps)
 
 
+def test_on_a_cpu_without_bfloat16_scores_are_those_of_float32_and_the_summary_says_so(
+    tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    all_inputs, rows, lines = {**inputs, "pull": pulled(tmp_path / "pull", RECORDS[:4], 2)}, [], []
+    for dtype in Dtype:
+        out = tmp_path / dtype.value
+        out.mkdir()
+        config: Any = SimpleNamespace(score=ScoreConfig(dtype=dtype, window=400))
+        summary = score.run(config, all_inputs, out)
+        assert summary["dtypes"] == {"float32": 2} and summary["window"] == 400
+        rows.append(scored(out))
+        lines.append(summary["line"])
+    assert rows[0] == rows[1]
+    assert sorted(lines, key=len)[1] == f"{min(lines, key=len)}; 2 of 2 shards in float32: the CPU has no bfloat16"
+
+
 def test_bfloat16_is_near_float32_on_a_trained_model(smollm2: Path) -> None:
     """Within 0.01 nat a token on average, and no record further than 0.05."""
     shown = ["Paris is the capital of France, because the king lived there.", "2 + 2 = 4", "I am sorry, but I cannot."]
@@ -165,6 +182,9 @@ def test_what_is_out_of_bounds_is_counted_and_costs_no_pass(models: likelihood.S
         assert left.answer_tokens and left.correlatives is not None and left.language
     other = likelihood.score_records(rows, replace(models, bounds=likelihood.Bounds(languages=("fi",))))
     assert {s.status for s in other} == {"skipped"}
+    most = likelihood.Bounds(max_answer_tokens=(scores[1].answer_tokens or 0) - 1)
+    short, long = likelihood.score_records(rows[:2], replace(models, bounds=most))
+    assert (short.status, long.status) == ("ok", "skipped") and long.nll is None and long.answer_tokens
 
 
 def test_no_window_is_longer_than_the_models_context(inputs: dict[str, Path]) -> None:
