@@ -139,7 +139,8 @@ def _rules(
 
     settings = SelectConfig(**saved.manifest(run, "select")["config"]["select"])
     cuts = (read_json(select / "flow.json") or {}).get("cuts", {}).get(record["component"], {})
-    return judged.rules(settings, cuts, record, pq.read_table(scores).slice(row, 1), verdict)
+    window = judged.window_of(saved.manifest(run, "score"))
+    return judged.rules(settings, cuts, record, pq.read_table(scores).slice(row, 1), verdict, window)
 
 
 def text(found: dict[str, Any]) -> str:
@@ -169,11 +170,11 @@ def text(found: dict[str, Any]) -> str:
     if "verdict" in found:
         verdict = found["verdict"]
         lines.append(f"\n{found['run']}: " + ("kept" if verdict["kept"] else f"dropped by the rule {verdict['rule']}"))
-        lines.append(f"  {'rule':<16}{'':<8}{'value':>12}{'threshold':>12}{'off by':>12}")
+        lines.append(f"  {'rule':<16}{'':<14}{'value':>12}{'threshold':>12}{'off by':>12}")
         for rule in found["rules"]:
-            mark = {True: "passes", False: "fails", None: "?"}[rule["passes"]]
+            mark = {True: "passes", False: "fails", None: "not measured"}[rule["passes"]]
             cells = ("" if rule[key] is None else f"{rule[key]:.4g}" for key in ("value", "threshold", "off"))
-            lines.append(f"  {rule['rule']:<16}{mark:<8}" + "".join(f"{cell:>12}" for cell in cells))
+            lines.append(f"  {rule['rule']:<16}{mark:<14}" + "".join(f"{cell:>12}" for cell in cells))
     return "\n".join(lines)
 
 

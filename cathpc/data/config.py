@@ -100,8 +100,9 @@ class DatasetConfig:
 class SelectConfig:
     """Group `select`: the rules, in the order in which they are applied.
 
-    0 switches off `min_*`, `max_answer_tokens`, `reasoning_min_tokens`, `health_min_*` and `drop_quality`; null
-    switches off `refusal_max`, `population` and `max_records`, [] `languages`, {} `quotas`."""
+    0 switches off `min_answer_tokens`, `max_answer_tokens`, `min_correlatives`, `min_steps`, `reasoning_min_tokens`,
+    `health_min_*` and `drop_quality`; null switches off `refusal_max`, `min_quality`, `population` and `max_records`, []
+    `languages`, {} `quotas`."""
 
     languages: list[str] = field(default_factory=lambda: ["en"])
     """ISO 639-1 codes that are kept."""
@@ -123,6 +124,9 @@ class SelectConfig:
     """Refusal score above which a record is dropped; null switches the rule off, 0 drops every score above 0."""
     quality: str = "contrast"
     """The column of the scores that ranks quality: 'contrast' (higher is better) or 'perplexity' (lower is better)."""
+    min_quality: float | None = None
+    """Worst quality of a record that is kept, whatever its component: a lower contrast, or a higher perplexity, is
+    dropped; null switches the rule off."""
     population: float | None = None
     """Share of each component that its main population is: the smallest region of the (refusal, quality) plane that
     holds it, of what the rules above left; what lies outside is dropped."""

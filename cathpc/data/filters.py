@@ -42,6 +42,8 @@ class Columns:
     correlatives: Floats
     steps: Floats
     diagnosis: Floats
+    quality: Floats
+    """The score that `select.quality` names."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,15 @@ class Drop:
     dropped: Flags
     value: Floats
     threshold: float
+    concerns: Flags | None = None
+    """Which records the rule is about; None is all."""
+    known: Flags | None = None
+    """Of which records it is known what the rule looks at; None is those with a value."""
+
+    def passed(self, row: int) -> bool | None:
+        """Whether the record in this row passes; None where what the rule looks at was not measured."""
+        known = ~np.isnan(self.value) if self.known is None else self.known
+        return not bool(self.dropped[row]) if known[row] else None
 
 
 @dataclass(frozen=True)
@@ -65,13 +76,15 @@ class Rule:
 
 def _status(config: SelectConfig, c: Columns) -> Drop:
     # 'skipped' by the bounds of group `score`: the rules behind those bounds say why (`cathpc.checks`).
-    return Drop(~np.isin(c.status.astype(str), ("ok", "skipped")), c.tokens, np.nan)
+    scored = np.isin(c.status.astype(str), ("ok", "skipped"))
+    return Drop(~scored, c.tokens, np.nan, known=np.ones(len(scored), bool))
 
 
 def _language(config: SelectConfig, c: Columns) -> Drop | None:
     if not config.languages:
         return None
-    return Drop(~np.isin(c.language.astype(str), config.languages), np.full(len(c.status), np.nan), np.nan)
+    dropped = ~np.isin(c.language.astype(str), config.languages)
+    return Drop(dropped, np.full(len(dropped), np.nan), np.nan, known=np.asarray(c.language != ""))
 
 
 def _refusal(config: SelectConfig, c: Columns) -> Drop | None:
@@ -92,17 +105,19 @@ def _too_long(config: SelectConfig, c: Columns) -> Drop | None:
 def _cot_short(config: SelectConfig, c: Columns) -> Drop | None:
     limit = config.reasoning_min_tokens
     held = (c.component == "reasoning") & (c.turns == 1)
-    return Drop(held & (c.answer_tokens <= limit), c.answer_tokens, limit) if limit else None
+    return Drop(held & (c.answer_tokens <= limit), c.answer_tokens, limit, held) if limit else None
 
 
 def _health_short(config: SelectConfig, c: Columns) -> Drop | None:
     limit = config.health_min_tokens
-    return Drop((c.component == "health") & (c.answer_tokens <= limit), c.answer_tokens, limit) if limit else None
+    held = np.asarray(c.component == "health")
+    return Drop(held & (c.answer_tokens <= limit), c.answer_tokens, limit, held) if limit else None
 
 
 def _health_vague(config: SelectConfig, c: Columns) -> Drop | None:
     limit = config.health_min_diagnosis
-    return Drop((c.component == "health") & (c.diagnosis < limit), c.diagnosis, limit) if limit else None
+    held = np.asarray(c.component == "health")
+    return Drop(held & (c.diagnosis < limit), c.diagnosis, limit, held) if limit else None
 
 
 def _no_correlative(config: SelectConfig, c: Columns) -> Drop | None:
@@ -115,8 +130,15 @@ def _few_steps(config: SelectConfig, c: Columns) -> Drop | None:
     return Drop(c.steps < limit, c.steps, limit) if limit else None
 
 
+def _low_quality(config: SelectConfig, c: Columns) -> Drop | None:
+    limit = config.min_quality
+    return None if limit is None else Drop(worse(config, c.quality, limit), c.quality, limit)
+
+
+STATUS = "status"
+"""The rule that what has no figures falls to."""
 RULES: tuple[Rule, ...] = (
-    Rule("status", "", _status),
+    Rule(STATUS, "", _status),
     Rule("language", "languages", _language),
     Rule("too_short", "min_answer_tokens", _too_short),
     Rule("too_long", "max_answer_tokens", _too_long),
@@ -126,6 +148,7 @@ RULES: tuple[Rule, ...] = (
     Rule("no_correlative", "min_correlatives", _no_correlative),
     Rule("few_steps", "min_steps", _few_steps),
     Rule("refusal", "refusal_max", _refusal),
+    Rule("low_quality", "min_quality", _low_quality),
 )
 POPULATION, QUALITY, QUOTA = "population", "quality", "quota"
 COMPARING = (POPULATION, QUALITY, QUOTA)
@@ -212,7 +235,7 @@ def quality_cut(config: SelectConfig, values: Floats) -> float | None:
 
 
 def worse(config: SelectConfig, values: Floats, cut: float) -> Flags:
-    """Which of `values` the quality cut drops."""
+    """Which of `values` lie on the worse side of a cut by quality; none that is NaN."""
     return np.asarray(values < cut if HIGHER_IS_BETTER[config.quality] else values > cut)
 
 

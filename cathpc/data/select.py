@@ -95,7 +95,7 @@ def _judge(settings: SelectConfig, shards: list[tuple[Path, Path]], out: Path) -
             raise DataError(
                 f"{scores} does not hold the records of {records} in their order; delete its stage and score again."
             )
-        columns = to_columns(meta, score)
+        columns = to_columns(meta, score, settings.quality)
         rows = slice(start, start + len(meta))
         start = rows.stop
         code, value, threshold = table.code[rows], table.value[rows], table.threshold[rows]  # views
@@ -109,7 +109,7 @@ def _judge(settings: SelectConfig, shards: list[tuple[Path, Path]], out: Path) -
             table.hash[start - len(meta) + passed] = list(
                 map(filters.sample_hash, meta["id"].take(pa.array(passed)).to_pylist())
             )
-        table.quality[rows] = _numbers(score[settings.quality])
+        table.quality[rows] = columns.quality
         table.answer_tokens[rows], table.steps[rows] = columns.answer_tokens, columns.steps
         table.refusal[rows] = columns.refusal
         for key, known in names.items():
@@ -281,8 +281,8 @@ def _summary(table: Table, flow: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def to_columns(meta: pa.Table, score: pa.Table) -> filters.Columns:
-    """What the rules see, of the `_META` columns of records and of their scores."""
+def to_columns(meta: pa.Table, score: pa.Table, quality: str) -> filters.Columns:
+    """What the rules see, of the `_META` columns of records and of their scores; `quality` is `select.quality`."""
     lists = meta["messages"].combine_chunks()
     lengths = lists.value_lengths().fill_null(0).to_numpy()
     is_answer = np.asarray(lists.flatten().field("role").to_numpy(zero_copy_only=False) == "assistant", dtype=np.int64)
@@ -293,6 +293,7 @@ def to_columns(meta: pa.Table, score: pa.Table) -> filters.Columns:
         turns=sums[ends[1:]] - sums[ends[:-1]],
         status=_strings(score["status"]),
         language=_strings(score["language"]),
+        quality=_numbers(score[quality]),
         **{
             name: _numbers(score[name])
             for name in ("refusal", "tokens", "answer_tokens", "correlatives", "steps", "diagnosis")

@@ -24,7 +24,7 @@ def explain(facts: Facts) -> dict[str, Any]:
 
 def _explained(row: Mapping[str, Any]) -> dict[str, Any]:
     record, score, verdict = row["record"], row["score"], row["verdict"]
-    passes = {True: "passes", False: "fails", None: "not known"}
+    passes = {True: "passes", False: "fails", None: "not measured"}
     rules = [[words(r["rule"]), passes[r["passes"]], r["value"], r["threshold"], r["off"]] for r in row["rules"]]
     scores = [[words(key), value] for key, value in score.items() if key != "id" and value is not None]
     return {

@@ -18,6 +18,7 @@ from cathpc.data import judged
 from cathpc.data.config import SelectConfig
 from cathpc.record import unit_hash
 from cathpc.report.tables import first_user
+from cathpc.store import MANIFEST, read_json
 
 SAMPLE_SEED = 20240508
 WORDS = 70
@@ -67,11 +68,12 @@ def sampled(
     scores = _table(inputs["score"] / "scores", pa.array(sorted(ids), pa.string()))
     place = {id: row for row, id in enumerate(scores["id"].to_pylist())} if scores is not None else {}
     verdicts = {row["id"]: row for table in whole for row in table.to_pylist()}
+    window = judged.window_of(read_json(inputs["score"] / MANIFEST))
     told = []
     for id in sorted(ids, key=lambda id: unit_hash(id, SAMPLE_SEED)):
         if id in records and id in place and scores is not None:
             record, score, verdict = records[id], scores.slice(place[id], 1), verdicts[id]
-            seen = judged.rules(settings, cuts.get(record["component"], {}), record, score, verdict)
+            seen = judged.rules(settings, cuts.get(record["component"], {}), record, score, verdict, window)
             told.append({"record": record, "score": score.to_pylist()[0], "verdict": verdict, "rules": seen})
     return shown, texts, told
 

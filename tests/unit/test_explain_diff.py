@@ -13,10 +13,10 @@ import pytest
 
 from cathpc import acts
 from cathpc.config import as_plain, compose, run_name
-from cathpc.data import pull, select
+from cathpc.data import judged, pull, select
 from cathpc.data.config import DatasetConfig, Format, SelectConfig, SourceConfig
 from cathpc.errors import UserError
-from cathpc.record import SCORE_SCHEMA
+from cathpc.record import SCORE_SCHEMA, Record, Score
 
 FIGURES = {"nll": 1.0, "pool_nll": 1.5, "perplexity": 2.7, "contrast": 0.5, "tokens": 99, "answer_tokens": 60}
 FIGURES |= {"correlatives": 2, "steps": 1, "turn_tokens": 60.0, "diagnosis": 0.4}
@@ -91,6 +91,54 @@ def test_explain_gives_source_scores_models_and_how_far_the_rule_was(
     assert rules["too_short"]["passes"] and rules["too_short"]["off"] == 50
     text = said(capsys, "explain", runs[1][:8], "--run", "loose")
     assert "dropped by the rule refusal" in text and "I cannot help." in text and "0.7" in text
+
+
+def judge(score: Score, component: str = "general", *, settings: SelectConfig | None = None) -> dict[str, Any]:
+    """Rule -> what it saw of a record with this score, whose window had 300 tokens."""
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    record = Record(score.id, "s", component, turns).row()
+    table = pa.Table.from_pylist([vars(score)], schema=SCORE_SCHEMA)
+    verdict = {"kept": False, "rule": "status", "value": None, "threshold": None}
+    seen = judged.rules(settings or SelectConfig(), {}, record, table, verdict, 300)
+    return {row["rule"]: row for row in seen}
+
+
+def test_what_was_not_measured_passes_no_rule_and_fails_none() -> None:
+    seen = judge(Score("a", "too_long", tokens=400, answer_tokens=350), settings=SelectConfig(min_quality=0.1))
+    assert {name: row["passes"] for name, row in seen.items()} == {
+        "status": False, "too_short": True, "too_long": True,
+        "language": None, "no_correlative": None, "refusal": None, "low_quality": None,
+    }  # fmt: skip
+    assert (seen["status"]["value"], seen["status"]["threshold"], seen["status"]["off"]) == (400, 300, 100)
+    counts = {"tokens": 40, "answer_tokens": 30, "correlatives": 0, "steps": 0, "diagnosis": 0.1, "language": "en"}
+    seen = judge(Score("b", "skipped", **counts))
+    assert seen["status"]["passes"] and seen["status"]["threshold"] is None
+    assert seen["language"]["passes"] and not seen["no_correlative"]["passes"] and seen["refusal"]["passes"] is None
+    assert {row["passes"] for row in judge(Score("c", "broken")).values()} == {False, None}
+
+
+def test_a_rule_about_another_component_is_not_listed() -> None:
+    fine = Score("a", **{"language": "en", "refusal": 0.0, **FIGURES})
+    settings = SelectConfig(health_min_diagnosis=0.5)
+    about = {c: judge(fine, c, settings=settings).keys() for c in ("general", "reasoning", "health")}
+    assert about["reasoning"] - about["general"] == {"cot_short"}
+    assert about["health"] - about["general"] == {"health_short", "health_vague"}
+
+
+def test_explain_takes_the_window_from_the_scores_and_says_what_was_not_measured(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = Path("runs/loose/stages/score").resolve()
+    path = scores / "scores" / "scores-00000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows[0] = {**dict.fromkeys(SCORE_SCHEMA.names), "id": runs[0], "status": "too_long", "tokens": 900}
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCORE_SCHEMA), path)
+    for manifest in (({"score": {"window": 512}}, {}), ({"score": {"window": 9000}}, {"window": 512})):
+        finish(scores, "score", *manifest)
+        found = json.loads(said(capsys, "explain", runs[0], "--run", "loose", "--json"))
+        assert found["rules"][0] == {"rule": "status", "passes": False, "value": 900, "threshold": 512, "off": 388}
+    text = said(capsys, "explain", runs[0], "--run", "loose")
+    assert "refusal         not measured" in text and "388" in text
 
 
 def test_explain_knows_what_repeats_a_record_and_rows_that_never_were_one(

@@ -145,6 +145,22 @@ def test_an_answer_with_few_steps_is_dropped_where_steps_are_asked_for(tmp_path:
     assert reason(judge(tmp_path, (record("bad"), score("bad", steps=1)), min_steps=2)) == ("few_steps", 1, 2)
 
 
+@pytest.mark.parametrize(("quality", "bad", "limit"), [("contrast", 0.1, 0.2), ("perplexity", 9.5, 9.0)])
+def test_what_is_worse_than_the_least_quality_is_dropped_in_every_component(
+    tmp_path: Path, quality: str, bad: float, limit: float
+) -> None:
+    rows = [(record("good"), score("good")), (record("at"), score("at", **{quality: limit}))]
+    rows += [(record("bad", "health"), score("bad", **{quality: bad}))]
+    case = Case(tmp_path, rows)
+    case.run(quality=quality)
+    assert case.kept() == ["good", "at", "bad"], "off by default"
+    summary = case.run(quality=quality, min_quality=limit)
+    assert case.kept() == ["good", "at"] and summary["dropped"] == {"low_quality": 1}
+    assert reason(case.verdicts()["bad"]) == ("low_quality", bad, limit)
+    with pytest.raises(UserError, match=r"rule 'low_quality' .*select\.min_quality is"):
+        case.run(quality=quality, min_quality=9.0 if quality == "contrast" else 0.9)
+
+
 def test_the_first_rule_that_drops_a_record_is_its_reason(tmp_path: Path) -> None:
     bad = (record("bad"), score("bad", language="de", refusal=0.9, answer_tokens=1))
     assert judge(tmp_path, bad)["rule"] == "language"
