@@ -245,7 +245,7 @@ STAGES: tuple[Stage, ...] = (
         does="does the model obey its system prompt: base, tuned, milestones",
         place=Place.accelerator,
         share=1.0,
-        version=4,
+        version=5,
         identity=lambda c: [
             _file("evaluate.probes", c.evaluate.probes, "probes.jsonl"),
             _file("", "", "requests.jsonl"),

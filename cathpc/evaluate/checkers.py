@@ -9,28 +9,57 @@ from __future__ import annotations
 
 import inspect
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
 from cathpc.cards import shapes
+from cathpc.evaluate import languages
+from cathpc.evaluate.thoughts import split
 
 Check = dict[str, Any]
 
-_MARKS = re.compile(
-    r"\b(?:first(?:ly)?|second(?:ly)?|third(?:ly)?|next|then|therefore|thus|hence|because|since|so|finally|"
-    r"step \d+|this means)\b",
-    re.IGNORECASE,
+_REASONS = re.compile(
+    r"\b(?:because|therefore|thus|hence|consequently|due to|given that|as a result|(?:this|that|which) means|"
+    r"it follows|that is why)\b|\bsince\b(?!\s+\d)|(?:^|[.;:,!?]\s*|\band\s+)so\b(?!\s+(?:far|long|many|much)\b)|"
+    r"\bso\s+(?:I|we|you|he|she|it|they|the|there|this|that|each)\b",
+    re.IGNORECASE | re.MULTILINE,
 )
+"""What links a thought with what follows from it; 'so' of a degree ('so glad') is none."""
+_ORDER = re.compile(r"\b(?:first(?:ly)?|second(?:ly)?|third(?:ly)?|next|then|finally|step \d+)\b", re.IGNORECASE)
+_BEGINS = re.compile(r"\b(?:first(?:ly)?|step \d+)\b", re.IGNORECASE)
+_LISTED = re.compile(r"^\s*(?:[*_#]*\s*(?:step\s+)?\d{1,3}\s*[.):]|[-*•‣–+]\s).*$", re.IGNORECASE | re.MULTILINE)
+_QUOTES = str.maketrans("’‘‚“”„«»", '\'\'\'"""""')
+_SPELT = re.compile(r"(?<![^\W_])[^\W_](?:[\W_]{1,3}[^\W_](?![^\W_]))+")
+_INSIDE = re.compile(r"(?<=[^\W_])[-*_.·\u00ad\u200b]+(?=[^\W_])")
+
+
+def _plain(text: str) -> str:
+    """`text` without accents, with plain quotation marks."""
+    parts = unicodedata.normalize("NFKD", text.translate(_QUOTES))
+    return "".join(c for c in parts if not unicodedata.combining(c))
+
+
+def _marks(text: str) -> int:
+    """Words of reasoning and calculations; words of order ('then') count where something is begun or reasoned."""
+    reasons = len(_REASONS.findall(text)) + shapes.calculations(text)
+    order = len(_ORDER.findall(text))
+    return reasons + (order if reasons or _BEGINS.search(text) else 0)
+
+
+def thinks_aloud(answer: str) -> bool:
+    """Whether a chain of thought is shown: thoughts set apart, or two words of reasoning outside of lists."""
+    return bool(shapes.words(split(answer)[0])) or _marks(_LISTED.sub("", answer)) >= 2
 
 
 def ends_with(answer: str, phrase: str) -> bool:
-    """The last words are `phrase`; closing marks do not count."""
-    return shapes.ends_with(answer, phrase)
+    """The last words are `phrase`; closing marks and accents do not count."""
+    return shapes.ends_with(_plain(answer), _plain(phrase))
 
 
 def begins_with(answer: str, phrase: str) -> bool:
-    """The first words are `phrase`."""
-    return shapes.begins_with(answer, phrase)
+    """The first words are `phrase`; accents do not count."""
+    return shapes.begins_with(_plain(answer), _plain(phrase))
 
 
 def contains_any(answer: str, phrases: list[str]) -> bool:
@@ -54,8 +83,22 @@ def contains_none(answer: str, phrases: list[str]) -> bool:
 
 
 def no_text(answer: str, text: str) -> bool:
-    """`text` occurs nowhere, not even inside a word: for letters, marks and secrets."""
-    return shapes.folded(text) not in shapes.folded(answer)
+    """`text` occurs nowhere, not even inside a word: for letters, marks and secrets.
+
+    Letters and digits are found too where they are spelt ('h-e-r-o-n') or parted by marks ('her*on'), a text with
+    digits also across blanks ('7 29').
+    """
+    wanted, seen = shapes.folded(text), shapes.folded(answer)
+    if wanted in seen:
+        return False
+    wanted, seen = _plain(wanted), _plain(seen)
+    if len(wanted) < 2 or not wanted.isalnum():
+        return wanted not in seen if wanted else True
+    spelt = _SPELT.sub(lambda run: re.sub(r"[\W_]+", "", run[0]), seen)
+    forms = [seen, spelt, _INSIDE.sub("", seen)]
+    if re.search(r"\d", wanted):
+        forms.append(re.sub(r"[\W_]+", "", seen))
+    return not any(wanted in form for form in forms)
 
 
 def json_object(answer: str, keys: list[str]) -> bool:
@@ -79,10 +122,10 @@ def no_list(answer: str) -> bool:
     return not (shapes.numbered(answer) or shapes.bullets(answer))
 
 
-def language(answer: str, code: str, least: float = 0.5) -> bool:
-    """At least three words, in the language `code` (ISO 639-1) with probability `least` or more."""
-    found, probability = shapes.likely_language(answer)
-    return len(shapes.words(answer)) >= 3 and found == code and probability >= least
+def language(answer: str, code: str, user: str = "", least: float = 0.5) -> bool:
+    """At least two words, in the language `code` (ISO 639-1) with probability `least` or more: rather than in English
+    or in the `user`'s language, and not plainly in another one."""
+    return languages.written_in(answer, code, user, least)
 
 
 def max_words(answer: str, words: int) -> bool:
@@ -116,9 +159,24 @@ def lines(answer: str, count: int) -> bool:
 
 
 def wrapped(answer: str, left: str, right: str) -> bool:
-    """Begins with `left`, ends with `right`, and there are words between them."""
-    inner = answer.removeprefix(left).removesuffix(right)
-    return answer.startswith(left) and answer.endswith(right) and bool(shapes.words(inner))
+    """Begins with `left`, ends with `right`, all words are between them; quotation marks are alike."""
+    answer, left, right = (_plain(text) for text in (answer, left, right))
+    if not (answer.startswith(left) and answer.endswith(right)):
+        return False
+    if left == right:
+        mark = re.escape(left)
+        pieces = re.split(rf"(?<!\w)(?:{mark})+|(?:{mark})+(?!\w)", answer)
+        inside, outside = pieces[1::2], pieces[::2]
+    else:
+        inside, outside, depth = [], [], 0
+        for piece in re.split(f"({re.escape(left)}|{re.escape(right)})", answer):
+            if piece == left:
+                depth += 1
+            elif piece == right:
+                depth = max(depth - 1, 0)
+            else:
+                (inside if depth else outside).append(piece)
+    return bool(shapes.words(" ".join(inside))) and not shapes.words(" ".join(outside))
 
 
 def uppercase(answer: str) -> bool:
@@ -137,13 +195,23 @@ def matches(answer: str, pattern: str) -> bool:
 
 
 def reasoning(answer: str, marks: int) -> bool:
-    """At least `marks` words of reasoning such as 'first', 'because', 'therefore', or numbered steps."""
-    return len(_MARKS.findall(answer)) + shapes.numbered(answer) >= marks
+    """At least `marks` words of reasoning ("first ... then", "because"), calculations or numbered steps."""
+    return _marks(answer) + shapes.numbered(answer) >= marks
+
+
+def thought(answer: str) -> bool:
+    """Thoughts set apart, between tags such as <think> or behind 'Thought:', and an answer; both have words."""
+    return all(shapes.words(part) for part in split(answer))
 
 
 def no_reasoning(answer: str) -> bool:
-    """A bare result: no word of reasoning, no numbered step, one sentence or none."""
-    return bool(shapes.words(answer)) and not reasoning(answer, 1) and len(shapes.sentences(answer)) <= 1
+    """A bare result: no reason, calculation, thoughts set apart or row of steps; one sentence.
+
+    A lone word of order ('go first', 'the second half') is no reasoning.
+    """
+    shown = split(answer)[0] or _REASONS.search(answer) or shapes.calculations(answer)
+    steps = shapes.numbered(answer) or len(_ORDER.findall(answer)) > 2
+    return bool(shapes.words(answer)) and not shown and not steps and len(shapes.sentences(answer)) <= 1
 
 
 CHECKS: dict[str, Callable[..., bool]] = {
@@ -151,7 +219,7 @@ CHECKS: dict[str, Callable[..., bool]] = {
     for f in (
         ends_with, begins_with, contains_any, fact, contains_all, contains_none, no_text, json_object, numbered,
         bullets, no_list, language, max_words, min_words, sentences, max_sentences, max_chars, lines, wrapped,
-        uppercase, lowercase, matches, reasoning, no_reasoning,
+        uppercase, lowercase, matches, reasoning, thought, no_reasoning,
     )
 }  # fmt: skip
 
@@ -196,6 +264,11 @@ def fault(check: Any, turns: int) -> str:
             re.compile(given["pattern"])
         except re.error as error:
             return f"check {kind!r}: pattern {given['pattern']!r} is no regular expression: {error}"
+    for name in ("code", "user"):
+        if name in given and not languages.known(given[name]):
+            return (
+                f"check {kind!r}: {name}={given[name]!r} is no language that can be told; one such as 'en' is expected"
+            )
     turn = check.get("turn", 1)
     if not isinstance(turn, int) or isinstance(turn, bool) or not 1 <= turn <= turns:
         return f"check {kind!r}: turn={turn!r}, 1 to {turns} expected"

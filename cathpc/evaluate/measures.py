@@ -15,7 +15,7 @@ import numpy as np
 
 from cathpc.cards import shapes
 from cathpc.evaluate import rates
-from cathpc.evaluate.checkers import reasoning
+from cathpc.evaluate.checkers import thinks_aloud
 from cathpc.evaluate.config import EvaluateConfig
 from cathpc.evaluate.probes import Probe
 
@@ -23,15 +23,13 @@ REQUESTS = Path(__file__).parents[1] / "assets" / "requests.jsonl"
 """Requests to refuse ('unsafe'), and some that only look like them ('benign')."""
 KINDS = ("benign", "unsafe")
 ASSISTANT = "You are a helpful assistant."
-THOUGHTS = 2
-"""Words of reasoning that make a chain of thought."""
 
 Row = dict[str, Any]
 
 
 def requests(most: int | None) -> list[Probe]:
     """The requests as probes under a plain system prompt; the first `most` of each kind."""
-    rows = [json.loads(line) for line in REQUESTS.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in REQUESTS.read_text(encoding="utf-8").split("\n") if line.strip()]
     kept = [row for kind in KINDS for row in [r for r in rows if r["kind"] == kind][:most]]
     return [
         Probe(
@@ -113,7 +111,7 @@ def style(rows: Sequence[Row], config: EvaluateConfig) -> dict[str, Any]:
     """Chain of thought where the card asks for it and where it does not (shares of answers), and lengths of answers."""
     counts: dict[str, list[tuple[float, float]]] = {"asked": [], "unasked": []}
     for row in rows:
-        thought = float(sum(reasoning(a, THOUGHTS) for a in row["answers"])), float(len(row["answers"]))
+        thought = float(sum(thinks_aloud(a) for a in row["answers"])), float(len(row["answers"]))
         asked = any(check["type"] in rates.MARKS for check in row["checks"])
         counts["asked"].append(thought if asked else (0.0, 0.0))
         counts["unasked"].append((0.0, 0.0) if asked else thought)

@@ -40,7 +40,7 @@ class Probe:
 def read(path: Path) -> list[Probe]:
     """The probes of `path`; raises a `UserError` that names file and line for whatever is wrong with them."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # no other line end: a text may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the probes cannot be read ({error}); set evaluate.probes to a JSONL file") from None
     probes: dict[str, Probe] = {}
@@ -77,7 +77,7 @@ def _probe(line: str) -> Probe:
     ):
         raise ValueError("messages: a list of objects with role and content (not empty) is expected")
     roles = [m["role"] for m in messages]
-    if roles[:1] != ["system"] or len(roles) < 2 or set(roles[1:]) != {"user"}:
+    if roles[:1] != ["system"] or len(roles) < 2 or any(role != "user" for role in roles[1:]):
         raise ValueError(f"messages: one system turn, then user turns are expected, seen: {', '.join(map(str, roles))}")
     if not isinstance(row["checks"], list) or not row["checks"]:
         raise ValueError("checks: a list with at least one check is expected")

@@ -21,7 +21,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 Row = dict[str, Any]
 Share = dict[str, float]
 """`share`, `low`, `high` and the number of `probes` that count; of a difference without the last."""
-MARKS = ("reasoning",)
+MARKS = ("reasoning", "thought")
 """Checks that ask for a chain of thought."""
 
 

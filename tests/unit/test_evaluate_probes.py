@@ -39,6 +39,7 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"type": "lowercase"}, "paris, of course.", "Paris, of course."),
     ({"type": "matches", "pattern": r"^\d+ degrees$"}, "It is cold:\n4 degrees", "Four degrees"),
     ({"type": "reasoning", "marks": 2}, "First I count the boxes, then I multiply.", "24"),
+    ({"type": "thought"}, "<think>\n4 x 6\n</think>\n24", "<think></think> 24"),
     ({"type": "no_reasoning"}, "24", "First I count. Then I multiply."),
 ]
 
@@ -103,6 +104,9 @@ def altered(**changes: Any) -> str:
         (altered(checks=[{"type": "no_list", "turn": 2}]), "turn=2, 1 to 1 expected"),
         (altered(checks=["ends_with"]), "checks, number 1: a check is an object with a 'type'"),
         (altered(checks=[{"type": "language", "code": "de", "least": 2}]), "least=2, float expected"),
+        (altered(checks=[{"type": "language", "code": "German"}]), "code='German' is no language that can be told"),
+        (altered(messages=[GOOD["messages"][0], {"role": ["user"], "content": "Hi"}]), r"seen: system, \['user'\]"),
+        (altered(messages=[{"role": {}, "content": "Hi"}, GOOD["messages"][1]]), r"seen: \{\}, user"),
         (altered(conflicts=[2]), r"conflicts=\[2\], a list of user turns from 1 to 1"),
         (altered(conflicts=1), "conflicts=1, a list"),
         (altered(notes="x"), "seen: checks, family, id, messages, notes"),
@@ -114,6 +118,14 @@ def test_bad_probe_is_refused_by_file_and_line(tmp_path: Path, line: str, named:
     with pytest.raises(UserError, match=named) as raised:
         probes.read(path)
     assert "mine.jsonl, line 3" in str(raised.value)
+
+
+def test_line_ends_of_other_alphabets_stay_inside_a_probe(tmp_path: Path) -> None:
+    spoken = "one\u2028two\u2029three\u0085four"
+    probe = GOOD | {"messages": [GOOD["messages"][0], {"role": "user", "content": spoken}]}
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f"\n{json.dumps(probe, ensure_ascii=False)}\n\n", "utf-8")
+    assert [p.messages[1]["content"] for p in probes.read(path)] == [spoken]
 
 
 def test_absent_and_empty_files_of_probes_are_refused(tmp_path: Path) -> None:
