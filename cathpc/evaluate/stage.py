@@ -53,7 +53,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         )
     chosen = probes.choose(every, settings.max_probes, settings.seed)
     wanted = measures.requests(settings.max_requests)
-    some = probes.choose(every, settings.milestone_probes, settings.seed) if settings.milestone_probes else []
+    some = chosen[: settings.milestone_probes]  # of the probes that base and tuned are asked too
     steps = _milestones(inputs["train"]) if some else []
     others = [*wanted, *showcase.SCENES]  # asked together: a large model takes minutes to load
     asking = _Asking(out, settings, 2 * (_turns(chosen) + len(others)) + len(steps) * _turns(some))
@@ -152,7 +152,7 @@ class _Asking:
             _write_rows(path, [s.row(name) for s in ask(folder, chosen, self._config, progress)])
             gc.collect()  # the model leaves before the next one comes
         self._done += _turns(chosen)
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
     def _path(self, name: str) -> Path:
         return self._out / PARTS / f"{name}.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +40,7 @@ def run(inputs: dict[str, Path], out: Path, **options: Any) -> dict[str, Any]:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
 
 
 def test_stage_answers_every_turn_of_every_probe_for_both_models(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -112,6 +113,37 @@ def test_an_unseen_family_that_no_probe_has_is_refused(inputs: dict[str, Path], 
         run(inputs, tmp_path / "out", unseen=["secrets"])
 
 
+def test_line_ends_of_other_alphabets_stay_inside_an_answer(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "one\u2028two\u2029three\u0085four. Nyan"
+    asked = stage.ask
+
+    def ask(*arguments: Any) -> Any:
+        for session in (sessions := asked(*arguments)):
+            session.answers = [said for _ in session.answers]
+        return sessions
+
+    monkeypatch.setattr(stage, "ask", ask)
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n")
+    run(inputs, tmp_path / "out", probes=str(path), max_requests=0)
+    rows = lines(tmp_path / "out" / "answers.jsonl")
+    assert [(row["answer"], row["passed"]) for row in rows] == [(said, True)] * 2
+
+
+def test_every_point_of_the_curve_is_measured_on_the_same_probes(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "_milestones", lambda train: [4])
+    monkeypatch.setattr(stage, "_Exported", lambda *_: nullcontext(inputs["base"] / "model"))
+    run(inputs, tmp_path / "few", max_probes=3, max_requests=0)
+    run(inputs, tmp_path / "fewer", max_probes=3, max_requests=0, milestone_probes=2)
+    for name, count in (("few", 3), ("fewer", 2)):
+        curve = json.loads((tmp_path / name / "fidelity.json").read_text())["milestones"]
+        assert [(point["step"], point["probes"]) for point in curve] == [(0, count), (4, count), (None, count)]
+
+
 def test_milestones_are_the_kept_checkpoints_but_the_last(tmp_path: Path) -> None:
     for step, milestone in ((4, True), (6, False), (8, True), (12, True)):
         folder = tmp_path / "checkpoints" / f"step-{step:06d}"
@@ -125,7 +157,9 @@ def test_thought_is_counted_where_the_card_asks_for_it_and_where_not() -> None:
         return {"answers": [answer], "checks": [{"type": kind} for kind in kinds], "tokens": 3, "cut": 0}
 
     aloud, result = "First I count, then I add.", "Five."
+    apart, listed = "<think>3*14=42, 42-5=37</think> 37 fish", "1. Boil it first.\n2. Then eat it."
     rows = [row(aloud, "reasoning"), row(result, "reasoning"), row(result, "no_reasoning"), row("", "max_words")]
+    rows += [row(apart, "matches", "thought"), row(listed, "numbered")]
     found = measures.style(rows, EvaluateConfig(resamples=50))
-    assert found["thought"]["asked"]["share"] == 0.5 and found["thought"]["unasked"]["share"] == 0.0
-    assert found["empty"] == 1 and found["words"]["median"] == 1.0
+    assert found["thought"]["asked"]["share"] == 2 / 3 and found["thought"]["unasked"]["share"] == 0.0
+    assert found["empty"] == 1 and found["words"]["median"] == 3.5
