@@ -144,7 +144,9 @@ def to_row(row: Any, number: int, columns: Fields) -> tuple[int | str, Record | 
         if turns or not columns.instruction or not columns.answer:
             form, names = Format.messages, {"messages": columns.messages}
         else:
-            form, names = Format.alpaca, {"instruction": columns.instruction, "answer": columns.answer}
+            preferred = isinstance(row, dict) and isinstance(row.get(columns.answer), list)  # UltraFeedback's `chosen`
+            form = Format.preference if preferred else Format.alpaca
+            names = {"instruction": columns.instruction, "answer": columns.answer}
             names |= {"input": columns.input} if columns.input else {}
         names |= {"system": columns.system} if columns.system else {}
         return key, to_record(row, "", SourceConfig(format=form), names, "")

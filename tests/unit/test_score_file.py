@@ -103,6 +103,17 @@ def test_every_bad_row_gives_one_row_with_a_named_status_in_its_place(tmp_path: 
     assert found[0]["nll"] == pytest.approx(found[15]["nll"], abs=1e-5)
 
 
+def test_a_chosen_conversation_is_scored_and_a_bad_one_has_its_own_status(tmp_path: Path) -> None:
+    good = {"prompt": "Ask 1", "chosen": conversation(1), "rejected": conversation(0), "chosen-rating": 5.0}
+    rows = [good, {**good, "chosen": conversation(1)[::-1]}, {**good, "chosen": []}, {**good, "chosen": "plain"}]
+    file = lines(tmp_path / "in.jsonl", *rows)
+    pq.write_table(pa.Table.from_pylist(rows[:3]), tmp_path / "in.parquet")
+    found = scored(tmp_path, file)
+    assert [row["status"] for row in found] == ["ok", "bad_turns", "no_prompt", "ok"]
+    assert [row["nll"] for row in found if row["status"] == "ok"] == [len("because it is so because it is so"), 5]
+    assert scored(tmp_path, tmp_path / "in.parquet") == found[:3]
+
+
 def test_parquet_in_and_out_equal_json_lines(tmp_path: Path) -> None:
     rows = [{"id": f"k{i}", "prompt": "q", "response": None if i == 2 else "x" * (i + 1)} for i in range(5)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
@@ -154,6 +165,17 @@ def test_whole_ids_stay_whole_and_mixed_ones_become_text_in_parquet(tmp_path: Pa
         ({"text": "q", "label": "a", "output": "no"}, {"instruction": "text", "answer": "label"}, ["q", "a"]),
         ({"messages": [], "text": "q", "x": "a"}, {"instruction": "text", "answer": "x"}, ["q", "a"]),
         ({"prompt": "q", "chosen": "a", "s": "be kind"}, {"system": "s"}, ["be kind", "q", "a"]),
+        ({"prompt": "q", "chosen": conversation(0), "rejected": []}, {}, ["Ask 0", "because it is so"]),
+        (
+            {"prompt": "q", "chosen": conversation(0), "s": "be kind"},
+            {"system": "s"},
+            ["be kind", "Ask 0", "because it is so"],
+        ),
+        (
+            {"prompt": "q", "x": conversation(0)},
+            {"instruction": "prompt", "answer": "x"},
+            ["Ask 0", "because it is so"],
+        ),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, {}, ["q", "a"]),
         ({"instruction": "c", "input": "q", "output": "a"}, {"instruction": "input", "answer": "output"}, ["q", "a"]),
     ],
