@@ -82,8 +82,9 @@ class DatasetConfig:
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Name -> source; a name is yours to choose."""
     decontaminate: list[str] = field(default_factory=lambda: ["probes"])
-    """Evaluation sets whose text no record may share: files relative to `dataset.root`, and 'probes', the fidelity
-    probes that ship with cathpc. 13 words in a row count, of a shorter text of 8 or more all of its words."""
+    """Evaluation sets whose text no record may share: files relative to `dataset.root`, and 'probes', all that ships
+    with cathpc for `evaluate` to ask: the fidelity probes and the requests. 13 words in a row count, of a shorter text
+    of 8 or more all of its words."""
     max_expanded_gb: float = 100.0
     """A local file that expands to more is refused: a bomb, or not what one thinks."""
     max_row_mb: float = 8.0

@@ -31,6 +31,9 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """What may follow the extension of a text file -> how it is compressed."""
 TEXT = ("jsonl", "json", "csv")
 PROBES = "probes"
+"""In `dataset.decontaminate`: all of `SHIPPED`."""
+SHIPPED = ("probes", "requests")
+"""The sets that stage `evaluate` asks and cathpc ships, in `assets`."""
 _HUB_ID = re.compile(r"(?!buckets/)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """Without 'org/' the `datasets` library takes a name for one of its loaders ('json'), with a dot for a folder."""
 _NO_LICENSE = ("", "?", "-", "n/a", "none", "null", "tbd", "todo", "unknown", "not stated", "unlicensed")
@@ -96,8 +99,14 @@ def local_file(dataset: DatasetConfig, key: str) -> Path:
 
 def evaluation_sets(dataset: DatasetConfig) -> dict[str, Path]:
     """Name -> file of every set of `dataset.decontaminate`; see `_inside`."""
-    shipped = Path(__file__).parents[1] / "assets" / "probes.jsonl"
-    return {n: shipped if n == PROBES else _inside(dataset, n, "dataset.decontaminate") for n in dataset.decontaminate}
+    assets = Path(__file__).parents[1] / "assets"
+    found: dict[str, Path] = {}
+    for name in dataset.decontaminate:
+        if name == PROBES:
+            found |= {shipped: assets / f"{shipped}.jsonl" for shipped in SHIPPED}
+        else:
+            found[name] = _inside(dataset, name, "dataset.decontaminate")
+    return found
 
 
 def _inside(dataset: DatasetConfig, name: str, key: str) -> Path:

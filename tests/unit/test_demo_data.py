@@ -31,6 +31,11 @@ def test_broken_and_repeated_rows_are_set_aside(pulled: Path, reason: str) -> No
     assert sum(r["reason"] == reason for r in rejects) >= ENOUGH
 
 
+def test_no_row_repeats_what_is_asked_of_the_tuned_model(pulled: Path) -> None:
+    rejects = [json.loads(line) for line in (pulled / "rejects.jsonl").read_text().splitlines()]
+    assert not [r["detail"] for r in rejects if r["reason"] == "contaminated"]
+
+
 def test_some_four_hundred_records_of_four_components_and_labelled_refusals(pulled: Path) -> None:
     records = pq.read_table(pulled / "records" / "records-00000.parquet").to_pylist()
     assert 350 <= len(records) <= 450

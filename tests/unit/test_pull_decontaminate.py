@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cathpc.data import decontaminate
+from cathpc.data import decontaminate, sources
 from cathpc.data.config import DatasetConfig
 from cathpc.data.sources import evaluation_sets
 from cathpc.errors import UserError
+from cathpc.evaluate import measures, probes
 
 LONG = "The quick brown fox jumps over the lazy dog while seven wise men watch it from the shore of a lake."
 ROOT = Path(__file__).parents[2]
@@ -59,10 +60,14 @@ def test_a_run_does_not_go_over_the_border_of_a_turn(index: Path) -> None:
 
 def test_the_shipped_probes_are_a_set_and_a_set_without_text_is_refused(tmp_path: Path) -> None:
     sets = evaluation_sets(DatasetConfig())
-    assert list(sets) == ["probes"] and decontaminate.build(sets, tmp_path / "index.npz") > 100
+    assert set(sets.values()) == {probes.SHIPPED, measures.REQUESTS}, "all that is asked"
+    assert decontaminate.build(sets, tmp_path / "index.npz") > 100
     probe = json.loads(sets["probes"].read_text().splitlines()[0])
     seen = found(tmp_path / "index.npz", probe["messages"][0]["content"])
     assert probe["id"] in seen[0]
+    request = json.loads(sets["requests"].read_text().splitlines()[0])
+    assert request["id"] in found(tmp_path / "index.npz", f"Well: {request['prompt']}")[0]
+    assert sources.identity(DatasetConfig()).keys() == {"decontaminate probes", "decontaminate requests"}
     (tmp_path / "tiny.jsonl").write_text('{"a": "too short"}\n')
     with pytest.raises(UserError, match=r"tiny\.jsonl holds no text of 8 words"):
         decontaminate.build({"tiny.jsonl": tmp_path / "tiny.jsonl"}, tmp_path / "index.npz")
