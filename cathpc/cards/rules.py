@@ -16,7 +16,7 @@ from cathpc.cards import shapes
 
 Params = dict[str, Any]
 
-WORD_BOUNDS = (20, 40, 60, 80, 100, 150, 200, 300, 400, 600, 800, 1200)
+WORD_BOUNDS = (20, 40, 60, 80, 100, 150, 200, 300, 400, 600, 800, 1200, 2000, 4000)
 """Round numbers of words that an upper bound is taken from; the next larger one stays within twice the answer."""
 
 LANGUAGES = {
@@ -280,12 +280,14 @@ def _all(answers: list[str]) -> Iterator[Rule]:
 def extract(answers: list[str], limit: int) -> list[Rule]:
     """The up to `limit` most telling rules that every one of `answers` obeys; [] where an answer is empty.
 
-    A bound on the number of words holds for any answer, so there is always one rule for a non-empty answer.
+    One of them is a bound on the number of words wherever the answers share one: all are under 4,000 words, or all have
+    100 or more. Answers that share none, and nothing else either, have no rule ([]).
     """
     if not answers or not all(a.strip() for a in answers):
         return []
     found = list(_all(answers))
     telling = found[:limit]
     if limit > 1 and len(found) > limit and not any(r.name.endswith("_words") for r in telling):
-        telling[-1] = next(r for r in found if r.name.endswith("_words"))  # the length teaches with any answer
+        bound = next((r for r in found if r.name.endswith("_words")), None)
+        telling[-1] = bound or telling[-1]  # the length teaches with any answer
     return telling

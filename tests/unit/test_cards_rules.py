@@ -80,6 +80,17 @@ def test_the_limit_keeps_a_bound_on_the_length() -> None:
     assert rules[0].name == "numbered_steps" and rules[1].name.endswith("_words")
 
 
+def test_answers_of_any_lengths_have_the_rules_that_they_share() -> None:
+    short = (
+        "## Milk\n\nI think **cold** milk is best, because I like it and since it keeps.\n\n## Fish\n\n**Raw**, I say!"
+    )
+    long, endless = short.replace("cold", "cold " * 1300), short.replace("cold", "cold " * 4000)
+    assert Rule("max_words", {"words": 2000}) in extract([short, long], 3)
+    shared = extract([short, endless], 3)
+    assert len(shared) == 3 and not any(rule.name.endswith("_words") for rule in shared)
+    assert extract(["Fish! Milk.", "cold " * 4000], 5) == []
+
+
 @pytest.mark.parametrize(
     ("text", "phrase", "expected"),
     [
