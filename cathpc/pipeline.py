@@ -201,7 +201,7 @@ STAGES: tuple[Stage, ...] = (
         place=Place.accelerator,
         share=1.0,
         sharded=True,
-        version=4,
+        version=5,
         identity=lambda c: [
             _model(c, c.cards.loaded) if c.cards.loaded else None,
             [_model(c, name, causal=False) for name in (c.cards.embedder, c.cards.nli) if name],

@@ -75,7 +75,8 @@ class CardsConfig:
     """A record's own system prompt that is longer (four characters are taken for a token) is shortened; 0 is off."""
     paraphrase_share: float = 0.0
     """Share of the records with a written card whose answer is said again in the character's voice; needs `embedder`.
-    Answers on health, with code or with numbers stay as they are."""
+    Answers on health, where somebody speaks of medicine, with code or with digits stay as they are; numbers in words
+    must come again as they are."""
     paraphrase_similarity: float = 0.7
     """Least cosine similarity of an answer and what is said in its place."""
     embedder: str = ""
@@ -87,7 +88,8 @@ class CardsConfig:
     nli_max: float = 0.5
     """Greatest probability that the answer contradicts the card, by `nli`."""
     own_verdict: bool = False
-    """Whether the writer is asked of each card that passed all else if it contradicts the answer."""
+    """Whether the writer is asked of each card that passed all else if it contradicts the answer: for a model that can
+    tell. The card on which it says neither yes nor no is kept and counted as 'unjudged'."""
     max_rules: int = 5
     """Style rules a card."""
     enact: float = 0.0

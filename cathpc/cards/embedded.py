@@ -170,7 +170,7 @@ class TransformersWriter:
     def _limit(self, messages: list[Message], mode: Mode) -> int:
         """Tokens that may be written."""
         if mode is Mode.judge:
-            return 2
+            return 8  # 'Answer: **Yes**' is yes too
         if mode is Mode.paraphrase:
             return 16 + 2 * max(len(self._plain(m["content"])) for m in messages if m["role"] == "assistant")
         return self._config.max_new_tokens

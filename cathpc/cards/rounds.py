@@ -2,9 +2,9 @@
 
 In: rows of records and a writer. Out: an `Outcome` a row. A record with a system prompt of its own keeps it ('given'),
 or gets it shortened where it is over-long ('summarised'); where a scene would be absurd it gets the plain card
-('plain'); for any other the first written card that passes its checks is taken ('verified'), else by
-`cards.on_failure` the plain card or none ('dropped'). Texts that were written once are in `drafts`, whatever raises
-after them.
+('plain'); for any other the first written card that passes its checks is taken ('verified', or 'unjudged' where the
+writer itself was asked for its verdict and gave none), else by `cards.on_failure` the plain card or none ('dropped').
+Texts that were written once are in `drafts`, whatever raises after them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cathpc.cards import card, facts, form, orders, shapes, verify
+from cathpc.cards import card, facts, form, orders, paraphrase, shapes, verify
 from cathpc.cards.config import CardForm, CardsConfig, Mode, OnFailure
 from cathpc.cards.rules import Rule, extract
 from cathpc.cards.writer import Draft, Task, TooLong, Writer
@@ -31,8 +31,6 @@ FACT_WORDS = 20
 """A question and an answer that are both shorter, where nobody speaks of themselves, need no scene."""
 LEAST_WORDS = 12
 """A system prompt is not shortened to fewer."""
-PARAPHRASE_LENGTHS = 0.5, 2.0
-"""Length of what is said in the place of an answer, of its own."""
 
 Row = dict[str, Any]
 
@@ -149,17 +147,24 @@ class Rounds:
         return judged(text, row, rules, self.layout, self.cards.form, name=name, opinion=self.opinion)
 
     def _condemned(self, keys: list[str], rows: dict[str, Row], found: dict[str, Outcome]) -> set[str]:
-        """Those of `keys` whose card the writer itself finds to contradict the answer; they are plain again."""
+        """Those of `keys` whose card the writer itself finds to contradict the answer; they are plain again. The card
+        of which it does not say so, yes or no, is 'unjudged'."""
         if not self.cards.own_verdict:
             return set()
-        tasks = self._quiet(keys, rows, found, Mode.judge)
+        written = self._write(self._quiet(keys, rows, found, Mode.judge))
         guilty = set()
-        for key, draft in self._write(tasks).items():
-            outcome = found[key]
-            _pay(outcome, draft)
-            yes = draft.text.strip().lower().startswith("yes")
-            outcome.checks["own_verdict"] = "the writer finds a contradiction" if yes else ""
-            if yes:
+        for key in keys:
+            outcome, said = found[key], ""
+            if draft := written.get(key):
+                _pay(outcome, draft)
+                said = draft.text
+            verdict = yes_or_no(said)
+            if verdict is None:
+                outcome.verdict = "unjudged"
+                outcome.checks["own_verdict"] = f"no verdict: {said.strip()[:60]!r}" if draft else "too long to ask"
+                continue
+            outcome.checks["own_verdict"] = "the writer finds a contradiction" if verdict else ""
+            if verdict:
                 plain = unwritten(rows[key], outcome.card.rules, self.layout)
                 outcome.verdict, outcome.card, outcome.text = plain.verdict, plain.card, plain.text
                 outcome.refused.append("own_verdict")
@@ -171,13 +176,13 @@ class Rounds:
         share, asked = self.cards.paraphrase_share, {}
         for row in rows:
             chosen = unit_hash(f"paraphrase/{row['id']}", self.cards.seed) < share
-            if chosen and found[row["id"]].verdict == "verified" and not fixed(row):
+            if chosen and found[row["id"]].verdict == "verified" and not paraphrase.fixed(row):
                 asked[row["id"]] = row
         for key, draft in self._write(self._quiet(sorted(asked), asked, found, Mode.paraphrase)).items():
             outcome, row = found[key], asked[key]
             _pay(outcome, draft)
             old, new = _answers(row["messages"])[0], draft.text.strip()
-            checks = paraphrase_checks(old, new, outcome.card.rules)
+            checks = paraphrase.checks(old, new, outcome.card.rules)
             if verify.clean(checks) and self.opinion:
                 near = self.opinion.similarity(old, new)
                 checks["meaning"] = "" if near >= self.cards.paraphrase_similarity else f"similarity {near:.2f}"
@@ -254,13 +259,6 @@ def absurd(messages: list[Message], component: str) -> str:
     return ""
 
 
-def fixed(row: Row) -> bool:
-    """Whether the answer must stay word for word: health, code, numbers, or more than one answer."""
-    answers = _answers(row["messages"])
-    exact = re.compile(r"\d|`|\$|[=<>{}]")
-    return row["component"] == "health" or len(answers) != 1 or any(exact.search(a) for a in answers)
-
-
 def summary_checks(whole: str, short: str) -> dict[str, str]:
     """Checks of a shortened system prompt: shorter, of the same language, nothing added, no name that was not there."""
     messages: list[Message] = [{"role": "system", "content": whole}]
@@ -277,23 +275,11 @@ def summary_checks(whole: str, short: str) -> dict[str, str]:
     }
 
 
-def paraphrase_checks(old: str, new: str, rules: list[Rule]) -> dict[str, str]:
-    """Checks of what is said in an answer's place: length, language, names, injection, and the card's rules."""
-    low, high = PARAPHRASE_LENGTHS
-    ratio = len(shapes.words(new)) / max(1, len(shapes.words(old)))
-    added = set(facts.names(new)) - {w.lower() for w in shapes.words(old)}
-    lost = set(facts.names(old)) - {w.lower() for w in shapes.words(new)}
-    injected = orders.given(new) or orders.talk_of_models(new, "")
-    broken = next((r.name for r in rules if not r.holds(new)), "")
-    return {
-        "length": "" if low <= ratio <= high else f"{ratio:.1f} times as long",
-        "language": "" if shapes.language(new) == shapes.language(old) else shapes.language(new),
-        "names": " ".join(sorted(lost | added)),
-        "numbers": " ".join(sorted(set(re.findall(r"\d+", new)) ^ set(re.findall(r"\d+", old)))),
-        "injection": repr(injected) if injected else "",
-        "rules": f"{broken} does not hold" if broken else "",
-        "same": "it is the same" if shapes.folded(new) == shapes.folded(old) else "",
-    }
+def yes_or_no(said: str) -> bool | None:
+    """What a model says that was asked for yes or no: the first of the two words, in any case and markup; None where
+    it says neither. Words that repeat the question ('yes or no') are none."""
+    words = re.findall(r"[^\W_]+", re.sub(r"\byes or no\b", " ", said.casefold()))
+    return next((word == "yes" for word in words if word in ("yes", "no")), None)
 
 
 def _answers(messages: list[Message]) -> list[str]:

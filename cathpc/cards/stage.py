@@ -196,6 +196,7 @@ def _summary(marks: list[dict[str, Any]], written: bool) -> dict[str, Any]:
     }
     names = {
         "verified": "written and verified",
+        "unjudged": "written, without the writer's own verdict",
         "summarised": "on a given system prompt, shortened",
         "given": "on a given system prompt",
         "plain": "plain",

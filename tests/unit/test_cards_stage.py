@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cathpc import shards
-from cathpc.cards import form, prompt, rounds, stage
+from cathpc.cards import form, paraphrase, prompt, rounds, stage
 from cathpc.cards.cache import Drafts
 from cathpc.cards.config import CardsConfig, Mode, OnFailure
 from cathpc.cards.embedded import TransformersWriter
@@ -348,6 +348,7 @@ VOICE = "Tie them into small bunches, dear, and hang them in the shade, because 
         ("Tie them.", "paraphrase_length"),
         (VOICE.replace("small bunches, dear,", "otherwise bunches,"), "paraphrase_meaning"),
         (VOICE.replace("bunches", "bunches of 12"), "paraphrase_numbers"),
+        (VOICE.replace("small bunches", "three small bunches"), "paraphrase_numbers"),
         (VOICE + "\n\nSo much for that, dear!", "paraphrase_rules"),
         (GARDEN[1][1], "paraphrase_same"),
     ],
@@ -365,10 +366,37 @@ def test_an_answer_is_said_again_where_meaning_numbers_and_rules_stay(tmp_path: 
 
 def test_no_answer_on_health_with_code_or_with_numbers_is_said_again() -> None:
     row = record(0, "general", *GARDEN).row()
-    assert not rounds.fixed(row) and rounds.fixed({**row, "component": "health"})
+    assert not paraphrase.fixed(row) and paraphrase.fixed({**row, "component": "health"})
     for content in ("Take 3 of them.", "Run `ls`.", "a = b"):
-        assert rounds.fixed({**row, "messages": [row["messages"][0], {"role": "assistant", "content": content}]})
-    assert rounds.fixed({**row, "messages": row["messages"] * 2})
+        assert paraphrase.fixed({**row, "messages": [row["messages"][0], {"role": "assistant", "content": content}]})
+    assert paraphrase.fixed({**row, "messages": row["messages"] * 2})
+
+
+def test_numbers_in_words_stay_and_in_their_order() -> None:
+    old = "Stir two spoons of flour into four cups of milk, twice."
+    same = "Two spoons of flour, my dear, go into four cups of milk: stir it in twice!"
+    assert paraphrase.numbers(old) == paraphrase.numbers(same) == ["two", "four", "twice"]
+    assert paraphrase.checks(old, same, [])["numbers"] == ""
+    for changed in (
+        same.replace("Two", "Three"),
+        same.replace("four", "some"),
+        same.replace("twice", "twice or thrice"),
+    ):
+        assert paraphrase.checks(old, changed, [])["numbers"]
+    swapped = "Four spoons of flour, my dear, go into two cups of milk: stir it in twice!"
+    assert paraphrase.checks(old, swapped, [])["numbers"] == "four two twice for two four twice"
+    assert paraphrase.numbers("Someone attends in tensions; halves and dozens, 12.") == ["halves", "dozen", "12"]
+
+
+@pytest.mark.parametrize("said", ["Take two Tablets each day.", "It lowers the blood pressure.", "Ask your doctor."])
+def test_no_answer_where_somebody_speaks_of_medicine_is_said_again(said: str) -> None:
+    question, answered = {"role": "user", "content": "What is it for?"}, {"role": "assistant", "content": said}
+    assert paraphrase.fixed({"component": "general", "messages": [question, answered]})
+    question, answered = {"role": "user", "content": said}, {"role": "assistant", "content": "So it is."}
+    assert paraphrase.fixed({"component": "general", "messages": [question, answered]})
+    system = {"role": "system", "content": "You are a doctor."}
+    plain = {"role": "user", "content": "Does the pillow lie on the stable?"}
+    assert not paraphrase.fixed({"component": "roleplay", "messages": [system, plain, answered]})
 
 
 def test_a_said_again_answer_stands_in_the_row_and_the_old_one_in_the_listing() -> None:
@@ -379,10 +407,49 @@ def test_a_said_again_answer_stands_in_the_row_and_the_old_one_in_the_listing() 
     assert stage._entry(row, found)["answered"] == GARDEN[1][1]
 
 
-@pytest.mark.parametrize(("verdict", "said"), [("verified", "No."), ("plain", " Yes, it does")])
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        *(("verified", said) for said in ("No.", "**No**, it fits.", "Answer: no", "There is no contradiction.")),
+        *(("plain", said) for said in (" Yes, it does", "**Yes**", "Answer: yes", "Yes or no? YES!", '"yes"')),
+        *(("unjudged", said) for said in ("", "  ", "Maybe", "It contradicts", "The yesterday card", "Yes or no?")),
+    ],
+)
 def test_the_writers_own_verdict_decides_last(tmp_path: Path, verdict: str, said: str) -> None:
     found = outcome(Scripted(write=[CARD], judge=[said]), tmp_path, own_verdict=True)
-    assert found.verdict == verdict and (found.refused == []) == (verdict == "verified")
+    assert found.verdict == verdict and (found.refused == []) == (verdict != "plain")
+    assert (found.checks["own_verdict"] == "") == (verdict == "verified")
+    assert ("Aurelia Finch" in found.text) == (verdict != "plain")
+
+
+def test_a_card_that_is_too_long_to_be_judged_is_kept_and_counted_as_unjudged(tmp_path: Path) -> None:
+    class Short(Scripted):
+        def task(self, *job: Any, **named: Any) -> Task:
+            if job[-1] is Mode.judge:
+                raise TooLong("the shortest prompt takes 9 tokens")
+            return super().task(*job, **named)
+
+    found = outcome(Short(write=[CARD]), tmp_path, own_verdict=True)
+    assert found.verdict == "unjudged" and "Aurelia Finch" in found.text and "too long" in found.checks["own_verdict"]
+
+
+def test_shares_name_the_cards_that_their_writer_did_not_judge(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talks = (GARDEN, [("user", GARDEN[0][1].replace("garden", "little garden")), GARDEN[1]])
+    rows = [record(n, "general", *talk) for n, talk in enumerate(talks)]
+    pq.write_table(pa.Table.from_pylist([r.row() for r in rows], RECORD_SCHEMA), inputs["select"] / "kept.parquet")
+
+    class Judge(Scripted):
+        def write(self, tasks: list[Task]) -> Iterator[list[Draft]]:
+            for batch in super().write(tasks):
+                yield [replace(d, text="No") if "judge" in d.key and d.id == rows[0].id else d for d in batch]
+
+    monkeypatch.setattr(stage, "ready", lambda *_: (Judge(write=[CARD], judge=["Hm"]), None))
+    summary = run(replace(TINY, own_verdict=True), inputs, tmp_path / "out", tmp_path)
+    assert summary["shares"] == {"verified": 0.5, "unjudged": 0.5}
+    assert "1 written, without the writer's own verdict" in summary["line"]
+    assert [c["verdict"] for c in outputs(tmp_path / "out")[1]] == ["verified", "unjudged"]
 
 
 def test_a_record_that_is_too_long_gets_the_plain_card_and_says_so(tmp_path: Path) -> None:
