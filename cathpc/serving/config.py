@@ -55,11 +55,13 @@ class EndpointConfig:
     """Of one request."""
     retries: int = speed(4)
     """Times that a text is asked for again where the answer is an error of its own, empty or no JSON; then it counts as
-    refused. An endpoint that does not answer costs a text nothing."""
+    refused. An endpoint that does not answer costs a text nothing: an error is the text's own where another text, or a
+    card that is asked for to find out, is answered meanwhile."""
     give_up_s: float = speed(1800.0)
     """How long an endpoint is waited for that is down, overloaded or has no room; then the job ends and comes back."""
     budget_usd: float = speed(0.0)
-    """All that may be spent on this model with these prompts, by all tasks and attempts together; 0 sets no limit."""
+    """All that may be spent on this model with these prompts, by all tasks and attempts together; 0 sets no limit. A
+    request whose answer is lost counts as the most that it may have cost."""
     usd_per_million_input: float = speed(0.0)
     """Price of 10^6 tokens that are read."""
     usd_per_million_output: float = speed(0.0)

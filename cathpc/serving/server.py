@@ -116,6 +116,12 @@ class Server:
         """Whether the process runs."""
         return self._process.poll() is None
 
+    @property
+    def fault(self) -> str:
+        """How it ended, with the end of its log; '' while it runs."""
+        code = self._process.poll()
+        return "" if code is None else f"ended with code {code}. {self._log}:\n{self._tail()}"
+
     def wait(self) -> int:
         """Wait until the server ends by itself; its exit code."""
         return self._process.wait()

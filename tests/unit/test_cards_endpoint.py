@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cathpc import schema
-from cathpc.cards import endpoint as module
+from cathpc.cards import asking as module
+from cathpc.cards import endpoint
 from cathpc.cards.config import CardsConfig, WriterKind
 from cathpc.cards.endpoint import OpenAIWriter
 from cathpc.cards.json_form import as_form, names
@@ -26,7 +28,7 @@ from cathpc.cards.writer import Draft, Task
 from cathpc.errors import TryAgainError, UserError
 from cathpc.record import RECORD_SCHEMA, Message, Record, record_id
 from cathpc.serving.config import EndpointConfig, Engine, ServingConfig, faults_of
-from cathpc.serving.server import Endpoint
+from cathpc.serving.server import Endpoint, Server
 from tests.model_server import Proxy, Served, answer, serve
 
 KEY = "sk-canary-3f9c21d0-not-to-be-seen"
@@ -231,6 +233,111 @@ def test_an_endpoint_that_refuses_everything_is_an_error_and_no_draft(proxy: Pro
     assert drafts == []
 
 
+def some_then(writer: OpenAIWriter, asked: list[Task]) -> tuple[list[Draft], str]:
+    """What is written of `asked`, and the error that it ends with."""
+    drafts: list[Draft] = []
+    with pytest.raises(UserError) as caught:
+        for batch in writer.write(asked):
+            drafts += batch
+    return drafts, str(caught.value)
+
+
+def after(times: int, status: int, body: bytes) -> Callable[..., bool]:
+    """A fault of the proxy for every chat request but the first `times`."""
+    left = [times]
+
+    def faulty(handler: Any, said: bytes, ask: Callable[[], bytes]) -> bool:
+        left[0] -= 1
+        return left[0] < 0 and answer(handler, status, body)
+
+    return faulty
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        (402, b'{"error": {"code": 402, "message": "Insufficient credits"}}', "no credit left .402.: .*Insufficient"),
+        (429, b'{"error": {"code": "insufficient_quota", "message": "pay"}}', "no credit left .429."),
+        (400, b'{"error": {"message": "balance too low"}}', "refuses every request: .*balance too low"),
+    ],
+)
+def test_an_account_that_runs_dry_costs_no_record_its_card(
+    proxy: Proxy, tmp_path: Path, status: int, body: bytes, told: str
+) -> None:
+    proxy.faults.append(after(4, status, body))
+    writer = OpenAIWriter(cards(proxy.url, concurrency=2), tmp_path)
+    asked = tasks(writer, 60)
+    drafts, said = some_then(writer, asked)
+    assert re.search(told, said) and "the same command goes on" in said
+    assert 3 <= len(drafts) <= 4 and all(d.text for d in drafts)
+    assert len(proxy.seen) <= 4 + endpoint.DOUBTED + 4  # beside the control, and what was in flight meanwhile
+    proxy.faults.clear()
+    left = [t for t in asked if t.key not in {d.key for d in drafts}][:3]
+    drafts = [d for batch in OpenAIWriter(cards(proxy.url), tmp_path).write(left) for d in batch]
+    assert sorted(d.key for d in drafts) == sorted(t.key for t in left) and all(d.text for d in drafts)
+
+
+def test_an_account_that_runs_dry_at_the_end_of_a_shard_costs_no_card_either(proxy: Proxy, tmp_path: Path) -> None:
+    proxy.faults.append(after(6, 400, b'{"error": {"message": "balance too low"}}'))
+    drafts, said = some_then(writer := OpenAIWriter(cards(proxy.url), tmp_path), tasks(writer, 8))
+    assert len(drafts) == 6 and all(d.text for d in drafts) and "balance too low" in said
+
+
+def test_refusals_in_a_row_are_the_records_own_where_another_card_is_answered(proxy: Proxy, tmp_path: Path) -> None:
+    def too_long(handler: Any, body: bytes, ask: Callable[[], bytes]) -> bool:
+        mine = re.search(rb"Question (\d+)\?", body)
+        return bool(mine and int(mine[1]) >= 4) and answer(handler, 400, b'{"error": {"message": "too long"}}')
+
+    proxy.faults.append(too_long)
+    drafts = written(cards(proxy.url), tmp_path, 4 + endpoint.DOUBTED + 5)
+    assert sorted(int(d.id) for d in drafts if d.text) == [0, 1, 2, 3]
+    controls = sum("Hello to you!" in json.dumps(body) for _, body in proxy.seen)
+    assert controls == 2  # after so many, and at the end
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(lambda p: answer(p[0], 500, b"tensor has nan"), id="500"),
+        pytest.param(lambda p: time.sleep(2.5), id="timeout"),
+        pytest.param(lambda p: answer(p[0], 200, b"<html></html>", Content_Type="text/html"), id="a page"),
+    ],
+)
+def test_a_text_that_always_fails_is_given_up_though_no_other_one_is_in_flight(
+    proxy: Proxy, tmp_path: Path, fault: Callable[[Any], Any], concurrency: int
+) -> None:
+    def poison(handler: Any, body: bytes, ask: Callable[[], bytes]) -> bool:
+        return any(word in body for word in (b"Question 2?", b"Question 3?")) and bool(fault((handler, body, ask)) or 1)
+
+    proxy.faults.append(poison)
+    drafts = written(cards(proxy.url, retries=0, timeout_s=2.0, concurrency=concurrency), tmp_path, 4)
+    assert sorted(d.id for d in drafts if not d.text) == ["2", "3"]
+
+
+def test_a_text_is_not_blamed_where_the_control_fails_too(proxy: Proxy, tmp_path: Path) -> None:
+    proxy.faults.append(lambda h, body, ask: answer(h, 500, b"out of memory"))
+    writer = OpenAIWriter(cards(proxy.url, retries=0, concurrency=1, give_up_s=1.0), tmp_path)
+    with pytest.raises(TryAgainError, match="has not answered"):
+        list(writer.write(tasks(writer, 1)))
+    assert any("Hello to you!" in json.dumps(body) for _, body in proxy.seen)
+
+
+def test_a_server_of_our_own_that_has_died_is_not_waited_for(proxy: Proxy, tmp_path: Path) -> None:
+    proxy.down_until = time.monotonic() + 600
+    writer = OpenAIWriter(cards(proxy.url), tmp_path)
+    writer.load()
+    server = Server.__new__(Server)
+    server._process, server._log = subprocess.Popen([sys.executable, "-c", "exit(7)"]), tmp_path / "log"
+    server._log.write_text("CUDA error\n")
+    server._process.wait()
+    writer._link.server = server
+    begun = time.monotonic()
+    with pytest.raises(TryAgainError, match=r"the server ended with code 7(.|\n)*CUDA error(.|\n)*goes on"):
+        list(writer.write(tasks(writer, 4)))
+    assert time.monotonic() - begun < 10
+
+
 def test_without_schemas_json_is_asked_for_in_words_and_that_is_said_once(
     proxy: Proxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,7 +356,7 @@ def test_without_schemas_json_is_asked_for_in_words_and_that_is_said_once(
 
 
 def test_no_part_of_a_key_is_left_where_a_long_error_is_cut() -> None:
-    asking = module._Asking.__new__(module._Asking)
+    asking = module.Asking.__new__(module.Asking)
     asking._endpoint = Endpoint("http://127.0.0.1:1/v1", "m", KEY)
     for before in range(250, 310):
         assert "canary" not in asking._said(ValueError("x" * before + KEY))
@@ -313,6 +420,17 @@ def test_the_budget_ends_the_writing_and_counts_what_others_spent(proxy: Proxy, 
     assert sorted(d.key for d in drafts) == sorted(t.key for t in asked)
     spent = sum(float(x) for f in (tmp_path / "spent").rglob("*.txt") for x in f.read_text().split())
     assert 8e-6 * 24 < spent < 0.1
+
+
+@pytest.mark.parametrize(("fault", "billed"), [(lambda p: time.sleep(3.0), True), (cut, True), (None, False)])
+def test_a_request_whose_answer_is_lost_counts_as_the_most_that_it_may_cost(
+    proxy: Proxy, tmp_path: Path, fault: Callable[[Any], Any] | None, billed: bool
+) -> None:
+    prices: dict[str, Any] = {"usd_per_million_input": 0.0, "usd_per_million_output": 1e6, "budget_usd": 1e6}
+    proxy.faults.append(first(1, fault or (lambda p: answer(p[0], 500, b"overloaded"))))
+    (draft,) = written(cards(proxy.url, concurrency=1, timeout_s=2.5, **prices), tmp_path, 1)
+    spent = sum(float(x) for f in (tmp_path / "spent").rglob("*.txt") for x in f.read_text().split())
+    assert spent == draft.tokens + 24 * billed
 
 
 KILLED = """
