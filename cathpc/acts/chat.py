@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from cathpc.errors import UserError
 from cathpc.evaluate.thoughts import THOUGHT, Splitter
@@ -32,6 +33,8 @@ KEYS = (
     "Ctrl-C ends an answer, Ctrl-D leaves."
 )
 GREY = "grey58"
+KEY_ENV = "OPENAI_API_KEY"
+"""Variable with the key for an endpoint where none is named."""
 
 
 HELP = "talk to the trained model in the terminal, here or where it is served"
@@ -46,9 +49,13 @@ class Voice(Protocol):
 
 def options(parser: argparse.ArgumentParser) -> None:
     """What is said, and to which model."""
-    parser.add_argument("--model", help="any Hugging Face folder, instead of an experiment's model; its name at --url")
+    parser.add_argument(
+        "--model", help="any Hugging Face folder, loaded here or served by `serve --model`; the model's name at --url"
+    )
     parser.add_argument("--url", help="an endpoint that speaks OpenAI's protocol, such as http://node7:8000/v1")
-    parser.add_argument("--key-env", default="OPENAI_API_KEY", help="variable with the key for --url (%(default)s)")
+    parser.add_argument(
+        "--key-env", help=f"variable with the key for --url ({KEY_ENV}, which is not sent over plain HTTP unless named)"
+    )
     parser.add_argument("--local", action="store_true", help="load the model here, even if it is served elsewhere")
     parser.add_argument("--system", default="", help="the system prompt")
     parser.add_argument("--prompt", help="say this, print the answer and leave")
@@ -61,6 +68,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Chat with the model of --url or --model, or with the experiment's: where it is served, or loaded here."""
     from cathpc.serving.server import Endpoint
 
+    model = Path(arguments.model) if arguments.model else None
     settings = {
         "max_new_tokens": arguments.max_new_tokens,
         "temperature": arguments.temperature,
@@ -68,30 +76,25 @@ def main(arguments: argparse.Namespace) -> int:
     }
     said = {"system": arguments.system, "prompt": arguments.prompt}
     if arguments.url:
-        from cathpc.serving.remote import secret
-
-        key = secret(arguments.key_env)
-        where = f"the environment variable {arguments.key_env}" + ("" if key else ", which is not set")
+        key, where = _key(arguments.url, arguments.key_env)
         _remote(Endpoint(arguments.url, arguments.model or "", key), where, settings, said)
         return 0
-    if arguments.model:
-        chat(Path(arguments.model), **settings, **said)
+    if model and arguments.local:
+        chat(model, **settings, **said)
         return 0
-    from cathpc.config import compose
-    from cathpc.runs import run_folder
+    from cathpc.acts.serve import chosen, placed
     from cathpc.serving import served
 
-    config = compose(arguments.overrides)
-    folder = run_folder(config, arguments.overrides)
+    config, _, folder = placed(model, arguments.overrides)
     known = None if arguments.local else served.read(folder)
-    if known is None:
-        chat(exported(config, arguments.overrides), **settings, **said)
+    if known is None or (model and known.folder != str(model.resolve())):  # served is another folder of its name
+        chat(model or exported(config, arguments.overrides), **settings, **said)
         return 0
     if not known.answers:
         where = f"at {known.url}" if known.url else f"by job {known.job}"
         raise UserError(
             f"{known.model} is to be served {where}, which does not answer: python -m cathpc serve "
-            f"{shlex.join(arguments.overrides)} --status; --local loads it here instead"
+            f"{chosen(model, arguments.overrides)} --status; --local loads it here instead"
         )
     _remote(known.endpoint, str(folder / served.FILE), settings, said)
     return 0
@@ -103,6 +106,18 @@ def _remote(endpoint: Any, key_from: str, settings: dict[str, Any], said: dict[s
     _check(**settings)
     with contextlib.closing(Remote(endpoint, key_from=key_from, **settings)) as voice:
         talk(voice, **said)
+
+
+def _key(url: str, named: str | None) -> tuple[str, str]:
+    """The key for an endpoint and where it comes from, in words. The usual variable holds the key of another service:
+    unless it is named, it goes only to where nobody can read it on the way."""
+    from cathpc.serving.remote import beside, secret
+
+    if not named and not beside(url) and urlsplit(url).scheme != "https":
+        return "", f"no variable: {KEY_ENV} is not sent over plain HTTP unless you name it with --key-env"
+    variable = named or KEY_ENV
+    key = secret(variable)
+    return key, f"the environment variable {variable}" + ("" if key else ", which is not set")
 
 
 def exported(config: Config, overrides: list[str]) -> Path:

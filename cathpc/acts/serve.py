@@ -36,24 +36,41 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Serve, or say or end what is served."""
-    from cathpc.config import compose, run_name
+    from cathpc.acts import program
     from cathpc.serving import served
 
-    overrides = list(arguments.overrides)
-    if arguments.model and not any("experiment=" in o for o in overrides):
-        overrides.insert(0, "+experiment=smoke")  # some values are needed, and none of the experiment's
-    config = compose(overrides)
-    name = run_name(config, overrides) if not arguments.model else f"serve-{arguments.model.resolve().name}"
-    folder = Path(config.paths.runs).absolute() / name
+    config, name, folder = placed(arguments.model, arguments.overrides)
     known = served.read(folder)
+    if arguments.model and known and known.folder not in ("", str(arguments.model.resolve())):
+        if not arguments.status and _lives(config, known):
+            same = shlex.join(["--model", known.folder, *arguments.overrides])
+            raise UserError(f"{name} is {known.folder} already; end that server first: {program()} serve {same} --stop")
+        known = None
     if arguments.stop:
         return _end(config, folder, known, name)
     if arguments.status or (known and _lives(config, known)):
         return _tell(config, known, name, folder, arguments)
     from cathpc.acts.chat import exported
 
-    model = (arguments.model or exported(config, arguments.overrides)).absolute()
+    model = arguments.model.resolve() if arguments.model else exported(config, arguments.overrides).absolute()
     return _serve(config, model, name, folder, arguments)
+
+
+def placed(model: Path | None, overrides: list[str]) -> tuple[Config, str, Path]:
+    """The config, and name and folder of what is served: of the run, or of `model` where that is a folder's model."""
+    from cathpc.config import compose, run_name
+
+    overrides = list(overrides)
+    if model and not any("experiment=" in o for o in overrides):
+        overrides.insert(0, "+experiment=smoke")  # some values are needed, and none of the experiment's
+    config = compose(overrides)
+    name = f"serve-{model.resolve().name}" if model else run_name(config, overrides)
+    return config, name, Path(config.paths.runs).absolute() / name
+
+
+def chosen(model: Path | None, overrides: list[str]) -> str:
+    """The model and the overrides as they stand on a command line."""
+    return shlex.join([*(["--model", str(model)] if model else []), *overrides])
 
 
 def _serve(config: Config, model: Path, name: str, folder: Path, arguments: argparse.Namespace) -> int:
@@ -74,8 +91,7 @@ def _serve(config: Config, model: Path, name: str, folder: Path, arguments: argp
         took = shape(BY_NAME["evaluate"], config)
         if arguments.gpus is not None:
             took = dataclasses.replace(took, gpus=arguments.gpus, partition=config.cluster.partition)
-        chosen = ["--model", str(arguments.model)] if arguments.model else []
-        return _submit(config, took, engine, model, name, folder, shlex.join([*chosen, *arguments.overrides]))
+        return _submit(config, took, engine, model, name, folder, chosen(arguments.model, arguments.overrides))
     print(f"starting {engine.name} for {model}; Ctrl-C ends it, or `serve --stop` elsewhere", flush=True)
     print(f"its key will stand in {folder / 'serve.json'}, for you alone", flush=True)
     gpus = arguments.gpus or 1
@@ -119,7 +135,7 @@ def _submit(config: Config, took: Shape, engine: Engine, model: Path, name: str,
     number = script.send(request, config.cluster)
     found = served.read(folder)
     if found is None or found.job != number:  # else it was quicker
-        served.write(folder, served.Served(name, engine.name, job=number))
+        served.write(folder, served.Served(name, engine.name, job=number, folder=str(model)))
     print(f"job {number} will serve {name}. When it does, and where: {program()} serve {same} --status")
     return 0
 
@@ -149,7 +165,7 @@ def _tell(config: Config, known: Served | None, name: str, folder: Path, argumen
         return 0
     state = "answers" if known.answers else "does not answer from here"
     print(f"{name} is served at {known.url} by {known.engine} ({known.holder}): it {state}")
-    same = shlex.join(arguments.overrides) or f"--url {known.url}"
+    same = chosen(arguments.model, arguments.overrides)
     print(f"  key   {folder / 'serve.json'}\n  chat  {program()} chat {same}")
     return 0
 

@@ -31,7 +31,7 @@ def hold(
     log = run / "logs" / "serve" / f"server-{job or os.getpid()}.log"
     try:
         with Server(model, name, engine=engine, serving=serving, log=log, host=host, gpus=gpus) as server:
-            record = served.here(name, engine.name, server.endpoint, job)
+            record = served.here(name, engine.name, server.endpoint, job, str(model))
             try:
                 served.write(run, record)
                 print(f"{name} is served at {server.endpoint.url} by {engine.name}", flush=True)
@@ -42,7 +42,7 @@ def hold(
                 if not job:
                     served.forget(run, record)
                 elif served.read(run) == record:  # preempted, it comes back; stopped, the record is gone already
-                    served.write(run, served.Served(name, engine.name, job=job))
+                    served.write(run, served.Served(name, engine.name, job=job, folder=str(model)))
     except _Stopped:
         return 0
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 NEEDED = "endpoints need OpenAI's client library: pip install 'cathpc[endpoint]'"
 TIMEOUT_S = 300.0
+NO_PIECE = (ValueError, TypeError, AttributeError)
+"""What the client raises where an answer is broken JSON, or JSON of another form."""
 
 
 def secret(variable: str) -> str:
@@ -69,6 +71,12 @@ class Remote:
         except self._errors as error:
             self.close()
             raise self._explained(error) from None
+        except NO_PIECE as error:
+            self.close()
+            raise UserError(
+                f"{self._endpoint.url} does not say which models it has ({type(error).__name__}): is it the base URL "
+                "of an endpoint? It ends with /v1 as a rule"
+            ) from None
         if len(names) != 1:
             self.close()
             raise UserError(f"{self._endpoint.url} has {len(names)} models, name one with --model: {', '.join(names)}")
@@ -100,6 +108,11 @@ class Remote:
                         thinking = False
         except self._errors as error:
             raise self._explained(error) from None
+        except NO_PIECE as error:
+            raise UserError(
+                f"{self._endpoint.url} broke off its answer: what came is no piece of one ({type(error).__name__}). "
+                "Ask again"
+            ) from None
 
     def close(self) -> None:
         """Close the connections."""

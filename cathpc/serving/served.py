@@ -36,6 +36,8 @@ class Served:
     """Of Slurm; '' for a process of this or another machine."""
     process: lease.Owner = field(default_factory=dict)
     """What holds the server; {} while a job waits."""
+    folder: str = ""
+    """Of the model, absolute."""
 
     @property
     def endpoint(self) -> Endpoint:
@@ -56,9 +58,9 @@ class Served:
         return healthy(host=parts.hostname, port=parts.port, key=self.key, model=self.model, timeout_s=ANSWER_S)
 
 
-def here(model: str, engine: str, endpoint: Endpoint, job: str = "") -> Served:
+def here(model: str, engine: str, endpoint: Endpoint, job: str = "", folder: str = "") -> Served:
     """The record of an endpoint whose server this process holds."""
-    return Served(model, engine, endpoint.url, endpoint.key, job, lease.owner())
+    return Served(model, engine, endpoint.url, endpoint.key, job, lease.owner(), folder)
 
 
 def write(folder: Path, served: Served) -> None:

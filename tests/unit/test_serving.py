@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import stat
@@ -24,6 +25,7 @@ from cathpc.serving import served
 from cathpc.serving.config import Engine, ServingConfig, faults_of_serving
 from cathpc.serving.remote import Remote
 from cathpc.serving.server import Endpoint, Server, _get, _members, healthy
+from tests.model_server import Proxy, answer
 
 ROOT = Path(__file__).parents[2]
 WAIT = ServingConfig(start_s=240)
@@ -255,6 +257,102 @@ def test_the_act_serves_says_where_and_stops(model: Path, tmp_path: Path, enviro
     assert told()[0] == 0  # the same command again starts no second one
     assert told("--stop") == (0, "serve-model: stopped\n") and serving.wait(30) == 0
     assert told("--status")[0] == 1
+
+
+def test_a_served_folder_is_talked_to_by_the_line_that_status_prints(
+    server: Server, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cathpc.__main__ import main
+
+    runs = f"paths.runs={tmp_path / 'runs'}"
+    record = served.here("tiny", "transformers", server.endpoint, folder=str(model.resolve()))
+    served.write(tmp_path / "runs" / "serve-model", record)
+    assert main(["serve", "--model", str(model), runs, "--status"]) == 0
+    line = next(text for text in capsys.readouterr().out.splitlines() if text.startswith("  chat  "))
+    words = shlex.split(line.removeprefix("  chat  "))
+    command = [sys.executable, "-c", CHAT, *words[words.index("chat") :], "--prompt", "Hello!", "--max-new-tokens", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+
+    loaded: list[Path] = []
+    monkeypatch.setattr(act, "chat", lambda folder, **_: loaded.append(folder))
+    other = Path(shutil.copytree(model, tmp_path / "other" / "model"))
+    assert main(["chat", "--model", str(other), runs]) == 0  # of the same name, and not what is served
+    assert main(["chat", "--model", str(model), runs, "--local"]) == 0
+    assert loaded == [other, model]
+    capsys.readouterr()
+    assert main(["serve", "--model", str(other), runs]) == 2 and "end that server first" in capsys.readouterr().err
+    assert main(["serve", "--model", str(other), runs, "--status"]) == 1
+    assert served.read(tmp_path / "runs" / "serve-model") == record
+
+
+@pytest.mark.parametrize(
+    ("url", "named", "sent"),
+    [
+        ("http://node7:8000/v1", None, False),
+        ("http://127.0.0.1.elsewhere.org/v1", None, False),
+        ("http://127.0.0.1@elsewhere.org/v1", None, False),
+        ("http://node7:8000/v1", "OPENAI_API_KEY", True),
+        ("http://127.0.0.1:8000/v1", None, True),
+        ("http://[::1]:8000/v1", None, True),
+        ("https://api.openai.com/v1", None, True),
+    ],
+)
+def test_the_usual_key_goes_over_no_network_in_clear_text_unless_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, url: str, named: str | None, sent: bool
+) -> None:
+    from cathpc.__main__ import main
+
+    asked: list[tuple[Endpoint, str]] = []
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-41")
+    monkeypatch.setattr(act, "_remote", lambda endpoint, where, *_: asked.append((endpoint, where)))
+    assert main(["chat", "--url", url, *(["--key-env", named] if named else []), "--prompt", "Hello!"]) == 0
+    ((endpoint, where),) = asked
+    assert endpoint.key == ("sk-canary-41" if sent else "")
+    assert ("--key-env" in where) == (not sent) and "OPENAI_API_KEY" in where
+
+
+BEGUN = b'data: {"choices": [{"index": 0, "delta": {"content": "Meow"}}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    "rest", [b'data: {"choices": [{"ind\n\n', b'data: {"choices": [7]}\n\n', b"data: \xff\xfe\n\n"]
+)
+def test_a_stream_that_breaks_off_costs_an_answer_and_not_the_conversation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rest: bytes
+) -> None:
+    proxy, answers = Proxy(9), [BEGUN + b"data: [DONE]\n\n", BEGUN + rest, BEGUN + b"data: [DONE]\n\n"]
+    proxy.faults.append(lambda handler, *_: answer(handler, 200, answers.pop(0), Content_Type="text/event-stream"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello!\nHow are you?\nAnd now?\n"))
+    remote = voice(Endpoint(proxy.url, "tiny", "k"))
+    try:
+        act.talk(remote)
+    finally:
+        remote.close()
+        proxy.close()
+    out = capsys.readouterr().out
+    assert out.count("Meow") == 3 and out.count("broke off its answer") == 1
+    said = [(m["role"], m["content"]) for m in proxy.seen[-1][1]["messages"]]
+    assert said == [("user", "Hello!"), ("assistant", "Meow"), ("user", "And now?")]
+
+
+def test_an_endpoint_that_lists_no_models_is_told_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = Proxy(9)
+    monkeypatch.setattr(proxy, "ask", lambda *_: (200, b"<html>welcome</html>"))
+    try:
+        with pytest.raises(UserError, match="does not say which models it has"):
+            voice(Endpoint(proxy.url, "", "k"))
+    finally:
+        proxy.close()
+
+
+def test_a_server_that_died_says_how(model: Path, environment: Path, tmp_path: Path) -> None:
+    serving = ServingConfig(environment=str(environment), start_s=60)
+    with Server(model, "tiny", engine=Engine.vllm, serving=serving, log=tmp_path / "log", gpus=2) as server:
+        assert server.fault == ""
+        os.killpg(server._process.pid, signal.SIGKILL)
+        server.wait()
+        assert server.fault.startswith("ended with code -9.") and str(tmp_path / "log") in server.fault
 
 
 class Terminal(io.StringIO):
