@@ -127,7 +127,7 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "dataset"),
         does="sources -> records, deduplicated, with provenance",
         place=Place.network,
-        version=3,
+        version=4,
         identity=_sources,
     ),
     Stage(

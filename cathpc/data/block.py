@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -31,6 +30,13 @@ class Block:
     columns: tuple[str, ...] = ()
     """All that the file has, where `rows` may hold a choice of them."""
 
+    @property
+    def count(self) -> int:
+        """How many rows it stands for."""
+        if isinstance(self.rows, pa.RecordBatch):
+            return len(self.rows)
+        return sum(row.rows if isinstance(row, Reject) else 1 for row in self.rows)
+
 
 def unreadable(error: BaseException, rows: int = 1) -> Reject:
     """The reject for `rows` rows, or for all that follows, of a damaged file; raises what is no damage but a disk's
@@ -51,8 +57,8 @@ def too_large(size: int, max_bytes: int, start: str = "") -> Reject:
     return Reject(TOO_LARGE, f"{size / 1e6:.1f} MB, the limit is {max_bytes / 1e6:g} MB", excerpt(start))
 
 
-def bomb(file: Path, most: int) -> UserError:
-    """The refusal of a file that is larger than one may expect."""
+def bomb(file: object, most: int) -> UserError:
+    """The refusal of a file, by its name, that is larger than one may expect."""
     return UserError(
         f"{file}: expanded size over the limit of {most / 1e9:g} GB. If the file is what you think it is, raise "
         "dataset.max_expanded_gb"

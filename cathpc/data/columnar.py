@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def _own(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
     return only if len(parts) == 1 and only.get_total_buffer_size() < 1.1 * only.nbytes else pa.concat_batches(parts)
 
 
-def _within(read: int, block: Block, most: int, file: Path) -> int:
+def _within(read: int, block: Block, most: int, file: Path | io.RawIOBase) -> int:
     """The bytes read so far and those of `block`; raises `UserError` for more than `most`."""
     read += block.rows.nbytes if isinstance(block.rows, pa.RecordBatch) else 0
     if read > most:
@@ -72,7 +73,7 @@ def _within(read: int, block: Block, most: int, file: Path) -> int:
     return read
 
 
-def parquet_blocks(file: Path, max_expanded: int, columns: Collection[str] | None) -> Iterator[Block]:
+def parquet_blocks(file: Path | io.RawIOBase, max_expanded: int, columns: Collection[str] | None) -> Iterator[Block]:
     """Row groups one after the other; a damaged one does not end the file.
 
     Raises `UserError` where they claim, or turn out to hold, more than `max_expanded` bytes.
@@ -89,7 +90,7 @@ def parquet_blocks(file: Path, max_expanded: int, columns: Collection[str] | Non
         raise bomb(file, max_expanded)
     if parquet.metadata.num_rows != sum(group.num_rows for group in groups):
         raise UserError(f"{file}: row count mismatch: {parquet.metadata.num_rows:,} in all, its row groups disagree")
-    names = _wanted(schema, columns)
+    names = wanted(schema, columns)
     first, read = 1, 0
     for number, group in enumerate(groups):
         end = first + group.num_rows
@@ -106,25 +107,25 @@ def parquet_blocks(file: Path, max_expanded: int, columns: Collection[str] | Non
         first = end
 
 
-def _wanted(schema: pa.Schema, columns: Collection[str] | None) -> list[str]:
+def wanted(schema: pa.Schema, columns: Collection[str] | None) -> list[str]:
     """Those of `columns` that there are; all, where none of them is."""
     return [name for name in schema.names if columns is None or name in columns] or list(schema.names)
 
 
-def ipc_blocks(file: Path, max_expanded: int, columns: Collection[str] | None) -> Iterator[Block]:
+def ipc_blocks(file: Path | io.RawIOBase, max_expanded: int, columns: Collection[str] | None) -> Iterator[Block]:
     """Batches of an Arrow IPC file or stream; a file that was cut short is read as the stream that it begins with.
 
     Raises `UserError` where they hold more than `max_expanded` bytes.
     """
     first, read = 1, 0
     try:
-        with pa.OSFile(str(file), "rb") as source:
+        with pa.OSFile(str(file), "rb") if isinstance(file, Path) else pa.PythonFile(file, "r") as source:
             if source.read(6) == b"ARROW1":
                 source.seek(8)
             else:
                 source.seek(0)
             stream = pa.ipc.open_stream(source)
-            names = _wanted(stream.schema, columns)
+            names = wanted(stream.schema, columns)
             for block in arrow_blocks((b.select(names) for b in stream), first, tuple(stream.schema.names)):
                 read = _within(read, block, max_expanded, file)
                 yield block

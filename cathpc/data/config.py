@@ -86,7 +86,7 @@ class DatasetConfig:
     with cathpc for `evaluate` to ask: the fidelity probes and the requests. 13 words in a row count, of a shorter text
     of 8 or more all of its words."""
     max_expanded_gb: float = 100.0
-    """A local file that expands to more is refused: a bomb, or not what one thinks."""
+    """A file that expands to more is refused: a bomb, or not what one thinks."""
     max_row_mb: float = 8.0
     """A row that is larger, as it stands in its file, is set aside; in megabytes of UTF-8."""
     shard_records: int = 10_000
@@ -102,8 +102,8 @@ class SelectConfig:
     """Group `select`: the rules, in the order in which they are applied.
 
     0 switches off `min_answer_tokens`, `max_answer_tokens`, `min_correlatives`, `min_steps`, `reasoning_min_tokens`,
-    `health_min_*` and `drop_quality`; null switches off `refusal_max`, `min_quality`, `population` and `max_records`, []
-    `languages`, {} `quotas`."""
+    `health_min_*` and `drop_quality`; null switches off `refusal_max`, `min_quality`, `population` and `max_records`,
+    [] `languages`, {} `quotas`."""
 
     languages: list[str] = field(default_factory=lambda: ["en"])
     """ISO 639-1 codes that are kept."""

@@ -1,4 +1,4 @@
-"""Local data files as rows that are not decoded yet, a block at a time; what is damaged is set aside, not fatal.
+"""Data files as rows that are not decoded yet, a block at a time; what is damaged is set aside, not fatal.
 
 In: a file (JSON, JSON Lines, CSV, each also as .gz or .zst; Parquet; Arrow as `datasets` writes it) and the columns
 that are wanted of it. Out: `Block`s. Memory: one block (`BLOCK_ROWS` rows or `BLOCK_BYTES`), and one row where it is
@@ -22,10 +22,14 @@ from cathpc.data.text import Limited, csv_rows, lines
 
 
 def blocks(
-    file: Path, name: str, max_bytes: int, max_expanded: int, columns: Collection[str] | None = None
+    file: Path | io.RawIOBase,
+    name: str,
+    max_bytes: int,
+    max_expanded: int,
+    columns: Collection[str] | None = None,
 ) -> Iterator[Block]:
-    """The rows of `file`, whose `name` says what it is; one over `max_bytes` is rejected. `columns` limits what is read
-    of Parquet and Arrow.
+    """The rows of `file`, on this machine or open elsewhere (`cathpc.data.remote`), whose `name` says what it is; one
+    over `max_bytes` is rejected. `columns` limits what is read of Parquet and Arrow.
 
     Where the file is damaged, what can be read before, and of Parquet after it, comes out, with one `Reject` for the
     rest. Raises `UserError` for a file that expands to more than `max_expanded` bytes.

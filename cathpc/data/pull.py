@@ -191,16 +191,17 @@ def _tasks(dataset: DatasetConfig, keys: list[str], temporary: Path) -> list[Tas
 
 def _jobs(dataset: DatasetConfig, tasks: list[Task], temporary: Path, counts: _Counts) -> Iterator[tuple[Task, Block]]:
     """The blocks of all sources, each with what is to be done with it."""
+    expanded = int(dataset.max_expanded_gb * 1e9)
     for task in tasks:
-        source = task.source
+        source, wanted = task.source, set(task.columns.values())
         if source.hub:
-            stream = hub_blocks(task.key, source, lock.commit(source.hub, "dataset"), temporary / "datasets")
+            commit, cache = lock.commit(source.hub, "dataset"), temporary / "datasets"
+            stream = hub_blocks(task.key, source, commit, cache, task.max_bytes, expanded, wanted)
             yield from ((task, block) for block in stream)
             continue
         file = local_file(dataset, task.key)
         before = file.stat()
-        expanded = int(dataset.max_expanded_gb * 1e9)
-        for block in blocks(file, source.path, task.max_bytes, expanded, set(task.columns.values())):
+        for block in blocks(file, source.path, task.max_bytes, expanded, wanted):
             yield task, block
         after = file.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):

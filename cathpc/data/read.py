@@ -1,8 +1,8 @@
 """Sources -> rows: where a block of rows comes from, and how it is decoded.
 
-In: one source, local (`cathpc.data.files`) or of the Hub (by the `datasets` library in streaming mode). Out: `Block`s,
-and `rows`, which decodes one in whatever process: `(row number, row)` pairs, the number counted from 1 (the line number
-in JSON Lines), where a row is a decoded object or a `Reject` that says why it could not be one.
+In: one source, local (`cathpc.data.files`) or of the Hub (`cathpc.data.remote`). Out: `Block`s, and `rows`, which
+decodes one in whatever process: `(row number, row)` pairs, the number counted from 1 (the line number in JSON Lines),
+where a row is a decoded object or a `Reject` that says why it could not be one.
 
 Text is parsed here row by row: the `json` and `csv` builders of `datasets` fail a whole file for one broken row and
 guess types (a text column of dates becomes timestamps, 'NA' becomes null).
@@ -11,26 +11,41 @@ guess types (a text column of dates becomes timestamps, 'NA' becomes null).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from cathpc.data import remote
 from cathpc.data.block import Block, first_line, too_large
-from cathpc.data.columnar import arrow_blocks
+from cathpc.data.columnar import arrow_blocks, wanted
 from cathpc.data.config import SourceConfig
-from cathpc.data.formats import BAD_TEXT, NOT_JSON, Reject, excerpt
-from cathpc.errors import TryAgainError, UserError
+from cathpc.data.files import blocks
+from cathpc.data.formats import BAD_TEXT, NOT_JSON, UNREADABLE, Reject, excerpt
+from cathpc.errors import UserError
 
 _BATCH = 256
 """Rows that are taken from the library at once; speed only."""
 
 
-def hub_blocks(key: str, source: SourceConfig, commit: str, cache: Path) -> Iterator[Block]:
-    """Rows of a Hub dataset at `commit`, streamed. A dataset that needs code of its own to load is refused.
+def hub_blocks(
+    key: str,
+    source: SourceConfig,
+    commit: str,
+    cache: Path,
+    max_bytes: int,
+    max_expanded: int,
+    columns: Collection[str] | None = None,
+) -> Iterator[Block]:
+    """Rows of a Hub dataset at `commit`, its files one after the other, as if they were local: see `files.blocks`; the
+    numbers of the rows go on from file to file. A dataset that needs code of its own to load is refused.
 
-    Raises `UserError` for a dataset, subset or split that is not there, `TryAgainError` when the Hub cannot be reached.
+    What can only be read by the `datasets` library (a zipped file, a separator of its own) is streamed by it, and ends
+    with the first damage. Raises `UserError` for a dataset, subset or split that is not there, `TryAgainError` when the
+    Hub cannot be reached.
     """
     import datasets
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or httpx2, whichever it uses
@@ -38,22 +53,45 @@ def hub_blocks(key: str, source: SourceConfig, commit: str, cache: Path) -> Iter
     name = f"source {key!r}: {source.hub} at {commit[:12]}"
     if Path(source.hub).exists():  # the library would take it for a folder of data, and no commit would say what it is
         raise UserError(f"{name}: there is a file or folder {source.hub} in {Path.cwd()}; start from another folder")
+    what: Any = {"path": source.hub, "name": source.subset or None, "revision": commit, "cache_dir": str(cache)}
+    missing = (ValueError, RuntimeError, FileNotFoundError, datasets.exceptions.DatasetsError)
     try:
-        stream = datasets.load_dataset(
-            source.hub,
-            source.subset or None,
-            split=source.split,
-            revision=commit,
-            streaming=True,
-            cache_dir=str(cache),
-        )
-        tables = stream.with_format("arrow").iter(_BATCH)
-        yield from arrow_blocks(batch for table in tables for batch in table.to_batches())
-    except (ConnectionError, TimeoutError, httpx.TransportError) as error:
-        raise TryAgainError(f"{name}: the Hub cannot be reached: {first_line(error)}") from None
-    except (ValueError, RuntimeError, FileNotFoundError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
-        part = f"subset {source.subset!r}, split {source.split!r}"
-        raise UserError(f"{name} cannot be loaded ({part}): {first_line(error)}") from None
+        files = remote.files(datasets.load_dataset_builder(**what), source.split)
+        if files is None:
+            stream = datasets.load_dataset(**what, split=source.split, streaming=True).with_format("arrow")
+            yield from _streamed(stream.iter(_BATCH), columns)
+    except (ConnectionError, TimeoutError, httpx.HTTPError, *missing) as error:
+        raise remote.failure(name, error, f" (subset {source.subset!r}, split {source.split!r})") from None
+    first = 1
+    for address in files or ():
+        path, last = address.partition(f"@{commit}/")[2] or address, 0
+        with remote.Remote(address, f"{name}, {path}") as file:
+            for block in blocks(file, path, max_bytes, max_expanded, columns):
+                yield _of_a_part(block, first - 1, path)
+                last = block.first - 1 + block.count
+        first += last
+
+
+def _of_a_part(block: Block, before: int, path: str) -> Block:
+    """A block of one file of several, with `before` rows in those before it; damage says in which file it is."""
+    rows = block.rows
+    if not isinstance(rows, pa.RecordBatch):
+        rows = [
+            Reject(r.reason, f"{path}: {r.detail}", r.excerpt, r.rows)
+            if isinstance(r, Reject) and r.reason == UNREADABLE
+            else r
+            for r in rows
+        ]
+    return replace(block, first=before + block.first, rows=rows)
+
+
+def _streamed(tables: Iterable[pa.Table], columns: Collection[str] | None) -> Iterator[Block]:
+    """Tables of one schema as blocks, of their columns those that are wanted."""
+    tables = iter(tables)
+    for first in tables:
+        names = wanted(first.schema, columns)
+        batches = (b for table in chain([first], tables) for b in table.select(names).to_batches())
+        yield from arrow_blocks(batches, columns=tuple(first.schema.names))
 
 
 def rows(block: Block, max_bytes: int) -> Iterator[tuple[int, Any]]:

@@ -24,12 +24,14 @@ _DAMAGED_PIECE = 1 << 16
 class Limited(io.RawIOBase):
     """The expanded bytes of a file, at most so many."""
 
-    def __init__(self, file: Path, compression: str | None, most: int) -> None:
+    def __init__(self, file: Path | io.RawIOBase, compression: str | None, most: int) -> None:
         self._file, self._most, self._left, self._held = file, most, most, b""
         if compression == "gzip":
-            self._source = cast(io.BufferedReader, gzip.GzipFile(file))
+            packed = {"filename": file} if isinstance(file, Path) else {"fileobj": file}
+            self._source = cast(io.BufferedReader, gzip.GzipFile(mode="rb", **packed))
         else:
-            self._source = cast(io.BufferedReader, pa.input_stream(str(file), compression=compression))
+            opened = str(file) if isinstance(file, Path) else file
+            self._source = cast(io.BufferedReader, pa.input_stream(opened, compression=compression))
 
     def starts_with(self, mark: bytes) -> bool:
         """Whether the first character that is neither white space nor a byte-order mark is `mark`."""
