@@ -60,8 +60,9 @@ def main(arguments: argparse.Namespace) -> int:
     from cathpc.data.likelihood import ScoringModels, score_records
     from cathpc.models.bars import no_bars
 
-    everything = {"min_answer_tokens": 0, "max_answer_tokens": 0, "min_correlatives": 0, "languages": []}
-    settings = replace(config.score, **everything)  # every row is asked about
+    settings = replace(  # every row is asked about
+        config.score, min_answer_tokens=0, max_answer_tokens=0, min_correlatives=0, languages=[]
+    )
     with no_bars():
         models = ScoringModels.load(settings, **{name: places[name].folder for name in MODELS})
     progress = _Progress(seen.rows)

@@ -120,7 +120,7 @@ def _filters(folders: Mapping[str, Path], known: Mapping[str, Any]) -> str:
     rows = []
     for rule in filters.NAMES:
         keys = filters.keys(config, rule)
-        told = ", ".join(f"{key}: {_value(settings[key])}" for key in keys)
+        told = ", ".join(f"{key}: {_value(getattr(config, key))}" for key in keys)
         border = ", ".join(
             f"{name} {number(held[rule])}"
             for name, held in sorted(cuts.items())
