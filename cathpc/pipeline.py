@@ -270,7 +270,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         config=("report",),
         does="one HTML page, the cards of model and data",
-        version=5,
+        version=6,
         identity=lambda c: c.name,
     ),
 )
