@@ -17,10 +17,10 @@ import unicodedata
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
 
 from cathpc.errors import UserError
 from cathpc.evaluate.thoughts import THOUGHT, Splitter
+from cathpc.serving.config import KEY_ENV, overheard
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +33,6 @@ KEYS = (
     "Ctrl-C ends an answer, Ctrl-D leaves."
 )
 GREY = "grey58"
-KEY_ENV = "OPENAI_API_KEY"
-"""Variable with the key for an endpoint where none is named."""
-
 
 HELP = "talk to the trained model in the terminal, here or where it is served"
 
@@ -111,9 +108,9 @@ def _remote(endpoint: Any, key_from: str, settings: dict[str, Any], said: dict[s
 def _key(url: str, named: str | None) -> tuple[str, str]:
     """The key for an endpoint and where it comes from, in words. The usual variable holds the key of another service:
     unless it is named, it goes only to where nobody can read it on the way."""
-    from cathpc.serving.remote import beside, secret
+    from cathpc.serving.remote import secret
 
-    if not named and not beside(url) and urlsplit(url).scheme != "https":
+    if not named and overheard(url):
         return "", f"no variable: {KEY_ENV} is not sent over plain HTTP unless you name it with --key-env"
     variable = named or KEY_ENV
     key = secret(variable)

@@ -25,8 +25,8 @@ from cathpc.cards.json_form import as_form, response_format
 from cathpc.cards.writer import Draft, Task
 from cathpc.errors import TryAgainError, UserError
 from cathpc.serving.budget import Budget
-from cathpc.serving.config import EndpointConfig
-from cathpc.serving.remote import NEEDED, beside
+from cathpc.serving.config import EndpointConfig, beside
+from cathpc.serving.remote import NEEDED
 from cathpc.serving.server import Endpoint, Server
 
 try:

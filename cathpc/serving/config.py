@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from urllib.parse import urlsplit
 
 from cathpc.schema import speed
 
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 """Names of environment variables that may hold a key; no key looks like one."""
+
+KEY_ENV = "OPENAI_API_KEY"
+"""The usual variable, with the key of a service on the Internet."""
 
 
 class Engine(Enum):
@@ -43,8 +47,9 @@ class EndpointConfig:
     """Base URL, such as https://api.openai.com/v1 or http://node7:8000/v1; '' where `serve` starts a server."""
     model: str = ""
     """The model's name there; '' is that of `cards.model`."""
-    key_env: str = speed("OPENAI_API_KEY")
-    """Name of the environment variable that holds the key. The key itself stands in no config, file or log."""
+    key_env: str = speed(KEY_ENV)
+    """Name of the environment variable that holds the key. The key itself stands in no config, file or log. Over plain
+    HTTP to another machine the usual variable is refused: name that of the endpoint's own key, set or not."""
     serve: Engine | None = speed(None)
     """Start this server for `cards.model` in the job itself, and end it with it: vllm or transformers."""
     concurrency: int = speed(16)
@@ -66,6 +71,16 @@ class EndpointConfig:
     """Price of 10^6 tokens that are read."""
     usd_per_million_output: float = speed(0.0)
     """Price of 10^6 tokens that are written."""
+
+
+def beside(url: str) -> bool:
+    """Whether the endpoint is on this machine, where no proxy is in between."""
+    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def overheard(url: str) -> bool:
+    """Whether what is sent there can be read on the way: plain HTTP to another machine."""
+    return not beside(url) and urlsplit(url).scheme != "https"
 
 
 def faults_of_serving(serving: ServingConfig) -> list[str]:
@@ -99,7 +114,12 @@ def faults_of(endpoint: EndpointConfig, serving: ServingConfig, model: str, wher
             f"{where}.serve is vllm: build its environment (slurm/vllm-env FOLDER), name it in serving.environment"
         )
     if not VARIABLE.fullmatch(endpoint.key_env):  # which may be the key itself: it is not repeated
-        faults.append(f"{where}.key_env must be the name of an environment variable, such as OPENAI_API_KEY")
+        faults.append(f"{where}.key_env must be the name of an environment variable, such as {KEY_ENV}")
+    elif endpoint.key_env == KEY_ENV and endpoint.url and overheard(endpoint.url):
+        faults.append(
+            f"{where}.url is plain HTTP to another machine, where {KEY_ENV} could be read. Name the variable "
+            f"of this endpoint's own key, whether it is set or not: {where}.key_env=MY_ENDPOINT_KEY"
+        )
     for name in ("concurrency", "timeout_s", "give_up_s"):
         if getattr(endpoint, name) <= 0:
             faults.append(f"{where}.{name} is {getattr(endpoint, name)}: it must be greater than 0")

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
 
 from cathpc.errors import UserError
+from cathpc.serving.config import beside
 from cathpc.serving.server import Endpoint
 
 if TYPE_CHECKING:
@@ -30,11 +30,6 @@ def secret(variable: str) -> str:
     if not key.isascii() or not key.isprintable():
         raise UserError(f"the environment variable {variable} holds a key with characters that no key has")
     return key
-
-
-def beside(url: str) -> bool:
-    """Whether the endpoint is on this machine, where no proxy is in between."""
-    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 class Remote:

@@ -510,6 +510,7 @@ def test_only_what_decides_a_card_is_part_of_its_fingerprint() -> None:
         ({"url": "http://x/v1", "serve": Engine.vllm}, "give either url"),
         ({"url": "ftp://x"}, "must start with http"),
         ({"url": "http://me:pass@x/v1"}, "holds a name, a key"),
+        ({"key_env": "OPENAI_API_KEY"}, "is plain HTTP to another machine"),
         ({"key_env": "sk-canary"}, "must be the name of an environment variable"),
         ({"model": ""}, "model is empty"),
         ({"concurrency": 0}, "must be greater than 0"),
@@ -520,6 +521,8 @@ def test_a_config_that_cannot_work_is_refused_by_key(change: dict[str, Any], mes
     faults = faults_of(replace(cards("http://x/v1").endpoint, **change), ServingConfig(), "")
     assert any(message in fault for fault in faults) and "canary" not in "".join(faults)
     assert not faults_of(cards("http://x/v1").endpoint, ServingConfig(), "")
+    for url in ("https://x/v1", "http://127.0.0.1:8000/v1", "http://[::1]/v1"):
+        assert not faults_of(cards(url, key_env="OPENAI_API_KEY").endpoint, ServingConfig(), "")
 
 
 @pytest.mark.parametrize(

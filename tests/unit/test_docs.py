@@ -33,7 +33,7 @@ from cathpc.pipeline import BY_NAME
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"sh", "text", "yaml", "json", "jsonl", "python", "jinja", "math"}
-OTHERS = {".", "apptainer", "cd", "cp", "curl", "exit", "export", "git", "grep", "hf", "install", "mkdir", "pip", "tail", "wandb"}
+OTHERS = set(". apptainer cd cp curl exit export git grep hf install mkdir pip tail wandb".split())
 """Programs beside cathpc's own that a line of a page may start with."""
 
 
