@@ -33,7 +33,10 @@ from cathpc.pipeline import BY_NAME
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"sh", "text", "yaml", "json", "jsonl", "python", "jinja", "math"}
-OTHERS = set(". apptainer cd cp curl exit export git grep hf install mkdir pip tail wandb".split())
+OTHERS = {
+    ".", "apptainer", "cd", "cp", "curl", "exit", "export", "git", "grep", "hf", "install", "mkdir", "pip", "tail",
+    "wandb",
+}  # fmt: skip
 """Programs beside cathpc's own that a line of a page may start with."""
 
 
