@@ -136,6 +136,39 @@ def test_the_same_record_gets_the_same_score_alone_in_a_batch_in_any_shard_and_w
             assert (other.id, other.tokens, other.steps) == (one.id, one.tokens, one.steps)
 
 
+LONG = (
+    "Leaves are green because they hold chlorophyll, which takes in red and blue light and throws the green back. In "
+    "autumn the days get shorter, so the tree stops making it and what is left of it breaks down. Then other colours "
+    "show that were there all the time: carotenoids, which are yellow and orange. "
+)
+
+
+@pytest.mark.parametrize("dtype", Dtype)
+def test_a_short_and_a_long_answer_have_the_same_likelihood_alone_in_a_batch_and_with_any_threads(
+    smollm2: Path, dtype: Dtype
+) -> None:
+    """Within 0.02 nat a token in bfloat16; in float32 within 1e-5, of an answer under five tokens within 3e-5."""
+    answers = ["Yes.", LONG * 3, "4", "It is Paris, since the king lived there.", LONG, "No. " * 40]
+    template = Template.load(smollm2)
+    talks = [[{"role": "user", "content": "Well?"}, {"role": "assistant", "content": answer}] for answer in answers]
+    examples = [Example(*template.encode(talk)) for talk in talks]
+    counts = [sum(example.mask) for example in examples]
+    assert max(counts[0], counts[2]) < 5 and 180 < counts[1] < 230
+    model, before = likelihood.load(smollm2, dtype), torch.get_num_threads()
+    found = {}
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found[threads, "alone"] = [likelihood.mean_nll(model, [e], template.pad_id)[0] for e in examples[:3]]
+            found[threads, "batch"] = list(likelihood.mean_nll(model, examples, template.pad_id))[:3]
+    finally:
+        torch.set_num_threads(before)
+    for way, values in found.items():
+        for place, (value, base) in enumerate(zip(values, found[1, "alone"], strict=True)):
+            exact = 3e-5 if counts[place] < 5 else 1e-5
+            assert value == pytest.approx(base, abs=exact if dtype is Dtype.float32 else 0.02), (way, place)
+
+
 def test_on_a_cpu_without_bfloat16_scores_are_those_of_float32_and_the_summary_says_so(
     tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
