@@ -67,14 +67,15 @@ def repeat(where: Console, look: Callable[[], tuple[Any, bool]], every_s: float)
         return
     from rich.live import Live
 
-    with (
-        keys() as pressed,
-        Live(shown, console=where, screen=True, auto_refresh=False, vertical_overflow="crop") as live,
-    ):
-        live.refresh()
-        while goes_on and not pressed(every_s):
-            shown, goes_on = look()
-            live.update(shown, refresh=True)
+    live = Live(shown, console=where, screen=True, auto_refresh=False, vertical_overflow="crop")
+    with keys() as pressed:
+        try:
+            live.start(refresh=True)
+            while goes_on and not pressed(every_s):
+                shown, goes_on = look()
+                live.update(shown, refresh=True)
+        finally:  # also of a Ctrl-C while it starts, which `with live` would not leave the screen for
+            live.stop()
     where.print(shown)
 
 

@@ -186,6 +186,20 @@ def test_watch_fills_the_screen_and_leaves_it_as_it_was(key: bytes, code: int, t
     assert "left" in output[left:] if code == 0 else "stopped" in output[left:]
 
 
+def test_a_stop_while_the_screen_is_drawn_for_the_first_time_leaves_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    class Stopped:
+        def __rich_console__(self, console: Console, options: Any) -> Any:
+            raise KeyboardInterrupt
+
+    screen = printed(force_terminal=True, legacy_windows=False)
+    with pytest.raises(KeyboardInterrupt):
+        terminal.repeat(screen, lambda: (Stopped(), True), 60.0)
+    assert text(screen).index("\x1b[?1049h") < text(screen).index("\x1b[?1049l")
+
+
 def test_watch_ends_with_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pty.openpty()
     with os.fdopen(theirs) as keyboard:
