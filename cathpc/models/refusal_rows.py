@@ -80,10 +80,12 @@ def examples(file: str) -> tuple[list[Row], list[str]]:
     path = Path(file) if file else SHIPPED
     rows, phrases = [], []
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")  # a text may hold other marks that end a line
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"refusal.examples: cannot read {path}: {error}. Give a readable JSONL file") from None
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             one = json.loads(line)
             prompt, text, refuses = str(one["prompt"]), str(one["answer"]).strip(), float(one["refuses"])

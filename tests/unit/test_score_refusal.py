@@ -263,6 +263,14 @@ def test_a_faulty_example_is_named(tmp_path: Path, line: str) -> None:
         examples(str(tmp_path / "none"))
 
 
+def test_a_text_of_own_examples_may_hold_what_ends_a_line_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    row = {"prompt": "Where?", "answer": "There.\u2028And there.", "refuses": 0}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n\n", "utf-8")
+    rows, phrases = examples(str(path))
+    assert [r.answer for r in rows] == [row["answer"]] and not phrases
+
+
 def test_string_matching_is_that_of_its_paper() -> None:
     assert strings.refuses("  I'm sorry, but ...") and strings.refuses("It is not appropriate to")
     assert not strings.refuses("Of course. I cannot wait!") and not strings.refuses("Unfortunately, I can't")
