@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from cathpc.acts import run
 from cathpc.config import compose
@@ -19,5 +18,5 @@ def main(arguments: argparse.Namespace) -> int:
     """Bring the stage `report` up to date, here and now; what it needs has to be finished."""
     config = compose(arguments.overrides)
     folder = run.alone("report", config, arguments.overrides)
-    print(f"report  {Path(folder) / 'report.html'}")
+    print(f"report  {folder / 'report.html'}")
     return 0

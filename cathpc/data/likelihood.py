@@ -100,7 +100,7 @@ class ScoringModels:
             pool=load(pool / "model", config.dtype),
             refusal=RefusalModel.load(refusal / "model", usable(config.dtype)),
             lexicon=lexicon,
-            window=min(config.window, getattr(model.config, "max_position_embeddings", None) or config.window),
+            window=config.longest(getattr(model.config, "max_position_embeddings", None)),
             batch_tokens=config.batch_tokens,
             bounds=Bounds(
                 config.min_answer_tokens, config.max_answer_tokens, config.min_correlatives, tuple(config.languages)

@@ -48,7 +48,6 @@ def hub_blocks(
     Hub cannot be reached.
     """
     import datasets
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or httpx2, whichever it uses
 
     name = f"source {key!r}: {source.hub} at {commit[:12]}"
     if Path(source.hub).exists():  # the library would take it for a folder of data, and no commit would say what it is
@@ -60,7 +59,7 @@ def hub_blocks(
         if files is None:
             stream = datasets.load_dataset(**what, split=source.split, streaming=True).with_format("arrow")
             yield from _streamed(stream.iter(_BATCH), columns)
-    except (ConnectionError, TimeoutError, httpx.HTTPError, *missing) as error:
+    except (*remote.errors(), *missing) as error:
         raise remote.failure(name, error, f" (subset {source.subset!r}, split {source.split!r})") from None
     first = 1
     for address in files or ():

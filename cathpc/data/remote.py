@@ -89,13 +89,24 @@ class Remote(io.RawIOBase):
         super().close()
 
 
+def errors() -> tuple[type[Exception], ...]:
+    """What asking the Hub raises."""
+    return ConnectionError, TimeoutError, _httpx().HTTPError
+
+
 def failure(name: str, error: Exception, hint: str = "") -> CathpcError:
     """What is wrong with the dataset called `name`: the Hub cannot be reached now, or it has no such thing."""
     from huggingface_hub.errors import LocalEntryNotFoundError
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or httpx2, whichever it uses
 
     status = getattr(getattr(error, "response", None), "status_code", 0)
-    network = (ConnectionError, TimeoutError, httpx.TransportError, LocalEntryNotFoundError)
+    network = (ConnectionError, TimeoutError, _httpx().TransportError, LocalEntryNotFoundError)
     if isinstance(error, network) or status in _AGAIN or status >= _SERVER:
         return TryAgainError(f"{name}: the Hub cannot be reached: {first_line(error)}")
     return UserError(f"{name} cannot be loaded{hint}: {first_line(error)}")
+
+
+def _httpx() -> Any:
+    """The module of the Hub's client."""
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or httpx2, whichever it uses
+
+    return httpx

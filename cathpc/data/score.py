@@ -122,6 +122,7 @@ def finish(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]
             sums[name] += pc.sum(table[name]).as_py() or 0.0
     records, good = statuses.total(), statuses["ok"]
     seconds = sum(mark["seconds"] for mark in marks.values())
+    described = read_json(inputs["reference"] / "model" / "config.json") or {}
     asked = config.score.dtype.value
     dtypes = Counter(str(mark.get("dtype", asked)) for mark in marks.values())  # nodes may differ
     fell_back = "; ".join(
@@ -140,15 +141,9 @@ def finish(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]
         "seconds": round(seconds, 1),  # of all processes together
         "tokens_per_s": round(sum(mark["tokens"] for mark in marks.values()) / max(seconds, 1e-9), 1),
         "dtypes": dict(dtypes),
-        "window": _window(config.score, inputs["reference"]),
+        "window": config.score.longest(described.get("max_position_embeddings")),
         "line": line,
     }
-
-
-def _window(config: ScoreConfig, reference: Path) -> int:
-    """Tokens of the longest conversation that is scored: no more than the model's context."""
-    described = read_json(reference / "model" / "config.json") or {}
-    return min(config.window, described.get("max_position_embeddings") or config.window)
 
 
 def _record_shards(inputs: dict[str, Path]) -> list[Path]:

@@ -144,3 +144,7 @@ class ScoreConfig:
     """YAML file of correlatives and step markers; '' is the one that ships with cathpc."""
     threads: int = speed(0)
     """CPU threads; 0 leaves torch's own choice."""
+
+    def longest(self, context: int | None) -> int:
+        """Tokens of the longest conversation that is scored by a model with this context; None is without end."""
+        return min(self.window, context or self.window)

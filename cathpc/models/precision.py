@@ -10,9 +10,9 @@ from cathpc.models.config import Dtype
 def usable(dtype: Dtype) -> torch.dtype:
     """The type that `dtype` stands for here: bfloat16 is float32 on a CPU without instructions for it, which would
     emulate it, many times slower."""
-    if torch.cuda.is_available() or dtype is Dtype.float32:
-        return torch.float32 if dtype is Dtype.float32 else torch.bfloat16
-    return fast_dtype()
+    if dtype is Dtype.float32:
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_available() else fast_dtype()
 
 
 def fast_dtype() -> torch.dtype:
