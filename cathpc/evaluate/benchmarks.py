@@ -1,10 +1,10 @@
 """The stage `benchmarks`: tasks of lm-eval (Gao et al., the Language Model Evaluation Harness), base and tuned.
 
 In: `base/model` and `export/model`, `benchmarks.tasks`. Out: `benchmarks.json`: model -> task -> metric -> value, and
-`skipped`: task -> why. lm-eval runs as a process of its own, in the environment of `benchmarks.python` where one is
-named, so that its pins and ours do not meet. A task whose data this node does not have is skipped and says so; what
-lm-eval cannot do for another reason ends the stage with its last line. Time grows with tasks x questions; one model at
-a time.
+`skipped`: task -> why. A tag, or the file of a task, appears under the names of its tasks; a group as itself alone.
+lm-eval runs as a process of its own, in the environment of `benchmarks.python` where one is named, so that its pins and
+ours do not meet. A task whose data this node does not have is skipped and says so; what lm-eval cannot do for another
+reason ends the stage with its last line. Time grows with tasks x questions; one model at a time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         progress.report(out, number, len(folders), "models")
         found[name] = measured(python, folder, tasks, settings, out / f".{name}")
     write_json(out / "benchmarks.json", {**found, "skipped": skipped})
-    lines = [f"{task} {' -> '.join(_main(found[name][task]) for name in found)}" for task in tasks]
+    lines = [f"{task} {' -> '.join(_main(found[name][task]) for name in found)}" for task in found.get("base", {})]
     lines += [f"{task} skipped: {why}" for task, why in skipped.items()]
     return {**found, "skipped": skipped, "line": "; ".join(lines)}
 
@@ -67,8 +67,8 @@ def missing(python: str, task: str) -> str:
     last = _last(tried.stderr)
     if "No module named 'lm_eval'" in tried.stderr:
         return (
-            f"lm-eval is not installed for {python}: make an environment for it (pip install 'lm-eval[hf]') and name "
-            "its Python in benchmarks.python"
+            f"lm-eval is not installed for {python}: make an environment for it (pip install 'lm-eval[hf]<0.5') and "
+            "name its Python in benchmarks.python"
         )
     if any(text in tried.stderr for text in ABSENT):
         return (
@@ -91,11 +91,13 @@ def measured(
     files = sorted(scratch.rglob("results*.json"))
     if done.returncode or not files:
         raise DataError(f"lm-eval ended with code {done.returncode} on {folder}: {_last(done.stderr)}")
-    results = json.loads(files[-1].read_text(encoding="utf-8"))["results"]
+    written = json.loads(files[-1].read_text(encoding="utf-8"))
     shutil.rmtree(scratch)
+    parts = {part for group in written.get("group_subtasks", {}).values() for part in group}
     return {
-        task: {key.removesuffix(",none"): v for key, v in results[task].items() if isinstance(v, (int, float))}
-        for task in tasks
+        task: {key.removesuffix(",none"): v for key, v in metrics.items() if isinstance(v, (int, float))}
+        for task, metrics in written["results"].items()
+        if task not in parts
     }
 
 

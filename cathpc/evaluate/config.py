@@ -40,8 +40,9 @@ class BenchmarksConfig:
     """Group `benchmarks`: tasks of lm-eval. Its data comes from the Hub, its library from an environment of its own."""
 
     tasks: list[str] = field(default_factory=list)
-    """Names as lm-eval has them; the stage `benchmarks` is off where there are none. General science: sciq, arc_easy,
-    arc_challenge, openbookqa; bioscience: pubmedqa, medqa_4options, medmcqa, mmlu_college_biology."""
+    """Names as lm-eval has them, or files of tasks in its form; the stage `benchmarks` is off where there are none.
+    General science: sciq, arc_easy, arc_challenge, openbookqa; bioscience: pubmedqa, medqa_4options, medmcqa,
+    mmlu_college_biology."""
     limit: int | None = None
     """Questions of each task at most."""
     python: str = speed("")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
+import venv
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from cathpc import pipeline
 from cathpc.config import compose
@@ -26,7 +27,11 @@ out = pathlib.Path(arguments["--output_path"]) / "some__model"
 out.mkdir(parents=True)
 metrics = {"alias": "x", "acc,none": 0.25, "acc_norm,none": 0.5}
 results = {task: {**metrics, "limit": float(arguments.get("--limit", -1))} for task in arguments["--tasks"].split(",")}
-(out / "results_2026.json").write_text(json.dumps({"results": results}))
+groups = {}
+if "mmlu" in results:
+    groups["mmlu"] = ["mmlu_anatomy"]
+    results["mmlu_anatomy"] = metrics
+(out / "results_2026.json").write_text(json.dumps({"results": results, "group_subtasks": groups}))
 """
 TASKS = """
 def get_task_dict(names):
@@ -56,11 +61,13 @@ def run(tmp_path: Path, *tasks: str, **options: Any) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("lm_eval")
 def test_tasks_are_measured_for_both_models_and_absent_data_is_skipped(tmp_path: Path) -> None:
-    summary = run(tmp_path, "sciq", "absent", "arc_easy", limit=7)
+    summary = run(tmp_path, "sciq", "absent", "arc_easy", "mmlu", limit=7)
     assert summary["base"]["sciq"] == {"acc": 0.25, "acc_norm": 0.5, "limit": 7.0} == summary["tuned"]["arc_easy"]
+    assert set(summary["base"]) == {"sciq", "arc_easy", "mmlu"}, "a group is one figure, not one of each of its parts"
     assert set(summary["skipped"]) == {"absent"} and "Couldn't reach" in summary["skipped"]["absent"]
     assert "on a node with network: " in summary["skipped"]["absent"]
-    assert summary["line"].startswith("sciq 50.0% -> 50.0%; arc_easy 50.0% -> 50.0%; absent skipped: its data")
+    measured = "; ".join(f"{task} 50.0% -> 50.0%" for task in ("sciq", "arc_easy", "mmlu"))
+    assert summary["line"].startswith(f"{measured}; absent skipped: its data")
     written = json.loads((tmp_path / "benchmarks.json").read_text())
     assert written["tuned"]["sciq"]["acc"] == 0.25 and not list(tmp_path.glob(".base*"))
 
@@ -72,11 +79,38 @@ def test_other_faults_end_the_stage(tmp_path: Path, task: str, named: str) -> No
         run(tmp_path, task)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed here")
 def test_without_lm_eval_every_task_says_how_to_get_it(tmp_path: Path) -> None:
-    assert "lm-eval is not installed" in run(tmp_path, "sciq")["skipped"]["sciq"]
+    venv.create(tmp_path / "bare")
+    bare = run(tmp_path, "sciq", python=str(tmp_path / "bare/bin/python"))
+    assert "lm-eval is not installed" in bare["skipped"]["sciq"]
     absent = run(tmp_path, "sciq", python=str(tmp_path / "python"))
     assert "cannot be run" in absent["skipped"]["sciq"] and sys.executable not in absent["line"]
+
+
+def test_lm_eval_itself_measures_a_task_from_a_file(tmp_path: Path, tiny_llama: Path) -> None:
+    rows = [{"question": f"What is {n} and {n}?", "choices": [str(n), str(2 * n)], "label": 1} for n in range(2, 8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": "own_sums",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": str(tmp_path / "rows.jsonl")},
+        "test_split": "train",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+    for name in ("base", "export"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").symlink_to(tiny_llama)
+    summary = run(tmp_path, str(tmp_path / "task.yaml"), limit=4)
+    assert set(summary["base"]) == set(summary["tuned"]) == {"own_sums"} and not summary["skipped"]
+    assert summary["base"]["own_sums"]["acc"] in {n / 4 for n in range(5)}
+    assert summary["line"] == "own_sums {0:.1%} -> {0:.1%}".format(summary["base"]["own_sums"]["acc"])
+    with pytest.raises(DataError, match="does not take 'own_unknown'"):
+        run(tmp_path, "own_unknown")
 
 
 def test_stage_is_off_where_no_task_is_named() -> None:
