@@ -217,11 +217,26 @@ def explain(error: BaseException, folder: Path) -> tuple[int, str]:
             "(paths.store=, paths.cache=), then run the same command; what is finished is kept"
         )
     if isinstance(error, OSError) and error.errno in _REFUSED:
+        if error.filename and os.sep not in str(error.filename):  # a program, looked for along PATH
+            return EXIT_USER, (
+                f"{error.filename} cannot be looked for along PATH: {error.strerror}. Take out of PATH the folders "
+                f"that are closed to you: {', '.join(filter(_closed, os.get_exec_path()))}"
+            )
         return EXIT_USER, (
             f"no permission for {error.filename or folder}: {error.strerror}. Choose a folder that you may write "
             "(paths.store=, paths.runs=, paths.cache=), or mend its rights"
         )
     return EXIT_OURS, f"{type(error).__name__}: {error}"
+
+
+def _closed(folder: str) -> bool:
+    try:
+        os.stat(os.path.join(folder, "."))
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 class _Leaver:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cathpc import lease
-from cathpc.dispatch import attempt, jobs
+from cathpc.dispatch import attempt, jobs, work
 from cathpc.dispatch.job import PORTS, ended, port
 
 
@@ -259,3 +261,17 @@ def test_a_torn_record_is_none_and_a_torn_attempt_is_passed_over(tmp_path: Path)
         jobs.add_attempt(tmp_path, row)
     (jobs.folder(tmp_path) / jobs.ATTEMPTS / "1.12.json").write_text('{"job": "1", "ag')
     assert jobs.attempts(tmp_path) == rows
+
+
+def test_a_program_behind_a_closed_folder_of_path_is_no_folder_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{closed}:{tmp_path / 'absent'}")
+    code, message = work.explain(PermissionError(errno.EACCES, "Permission denied", "numactl"), tmp_path)
+    assert code == 2 and message.startswith("numactl cannot be looked for along PATH") and "paths.store" not in message
+    if os.getuid():  # nothing is closed to root
+        assert message.endswith(f"closed to you: {closed}")
+    _, message = work.explain(PermissionError(errno.EACCES, "Permission denied", "store/x"), tmp_path)
+    assert message.startswith("no permission for store/x: ") and "paths.store=" in message
