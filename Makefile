@@ -54,7 +54,7 @@ lint: install-test
 
 # Unit tests on all cores, a file to a process; what starts jobs, ranks and daemons of its own has the machine for itself.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit --numprocesses logical --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not faults' tests/unit --numprocesses logical --maxprocesses 8 --dist loadfile
 	$(BIN)/pytest -m 'not faults' tests/e2e tests/slurm tests/faults
 
 test-faults: install-test

@@ -121,14 +121,17 @@ def test_requests_keep_the_rate(proxy: Proxy, tmp_path: Path) -> None:
     assert times[-1] - times[0] >= 0.4  # six requests, 0.1 s apart, but for what the proxy takes to note them
 
 
-def test_an_outage_is_waited_out_and_nothing_is_written_twice(proxy: Proxy, tmp_path: Path, server: Served) -> None:
+@pytest.mark.parametrize("seconds", [2.0, pytest.param(60.0, marks=pytest.mark.faults)])
+def test_an_outage_is_waited_out_and_nothing_is_written_twice(
+    proxy: Proxy, tmp_path: Path, server: Served, seconds: float
+) -> None:
     before = len(server.requests)
-    writer = OpenAIWriter(cards(proxy.url, concurrency=2), tmp_path)
+    writer = OpenAIWriter(cards(proxy.url, concurrency=2, give_up_s=120.0), tmp_path)
     asked, drafts = tasks(writer, 8), []
     for batch in writer.write(asked):
         drafts += batch
         if proxy.down_until == 0:
-            proxy.down_until = time.monotonic() + 2.0
+            proxy.down_until = time.monotonic() + seconds
     assert sorted(d.key for d in drafts) == sorted(t.key for t in asked)
     assert len(proxy.seen) > 8  # those that met the outage came again
     assert len(server.requests) - before <= 8 + 2  # and at most those in flight were written twice
