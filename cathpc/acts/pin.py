@@ -122,8 +122,10 @@ def _resolve(api: HfApi, kind: str, hub_id: str) -> dict[str, Any]:
     """What the Hub says of one repository. No message quotes the request: there may be a token in it."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or httpx2, whichever it uses
 
+    from cathpc.data import remote
+
+    no_network: tuple[type[Exception], ...] = (*remote.errors(), OSError)
     page = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{hub_id}"
     no_access = f"{kind} {hub_id} is gated: accept its terms on {page}, then set HF_TOKEN to a token of that account"
     try:
@@ -146,7 +148,7 @@ def _resolve(api: HfApi, kind: str, hub_id: str) -> dict[str, Any]:
         if status == 401:
             raise UserError(f"{kind} {hub_id}: the Hub refused the token (401). Set HF_TOKEN to a valid one") from None
         raise TryAgainError(f"{kind} {hub_id}: the Hub at {api.endpoint} answered {status}. Try again later") from None
-    except (httpx.HTTPError, OSError) as error:
+    except no_network as error:
         raise TryAgainError(
             f"the Hub at {api.endpoint} cannot be reached ({type(error).__name__}). "
             "Check the network, HF_ENDPOINT and the proxy, or run `pin` on a node that has a network"

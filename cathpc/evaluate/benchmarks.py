@@ -97,7 +97,7 @@ def measured(
     return {
         task: {key.removesuffix(",none"): v for key, v in metrics.items() if isinstance(v, (int, float))}
         for task, metrics in written["results"].items()
-        if task not in parts
+        if task not in parts or task in tasks
     }
 
 

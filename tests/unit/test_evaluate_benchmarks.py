@@ -68,6 +68,14 @@ def test_tasks_are_measured_for_both_models_and_absent_data_is_skipped(tmp_path:
     assert "on a node with network: " in summary["skipped"]["absent"]
     measured = "; ".join(f"{task} 50.0% -> 50.0%" for task in ("sciq", "arc_easy", "mmlu"))
     assert summary["line"].startswith(f"{measured}; absent skipped: its data")
+    assert set(run(tmp_path, "mmlu", "mmlu_anatomy")["base"]) == {"mmlu", "mmlu_anatomy"}, (
+        "a part that is asked for stays"
+    )
+
+
+@pytest.mark.usefixtures("lm_eval")
+def test_what_was_measured_is_written_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    run(tmp_path, "sciq")
     written = json.loads((tmp_path / "benchmarks.json").read_text())
     assert written["tuned"]["sciq"]["acc"] == 0.25 and not list(tmp_path.glob(".base*"))
 
