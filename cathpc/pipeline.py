@@ -167,7 +167,8 @@ STAGES: tuple[Stage, ...] = (
         config=("paths", "refusal"),
         does="a BERT that tells refusals",
         place=Place.accelerator,
-        version=3,
+        share=1.0,
+        version=4,
         identity=lambda c: [
             _model(c, c.refusal.base, causal=False),
             _file("refusal.examples", c.refusal.examples, "refusals.jsonl"),

@@ -6,7 +6,8 @@ In: `labels.parquet` and the records of pull. Out: `model/` (a Hugging Face sequ
 All labelled answers train the model that is kept, and all of them measure it: `refusal.folds` classifiers, each
 trained without the prompts of its fold, give every labelled answer a probability from a model that never saw its
 prompt. These out-of-fold log-odds fit the scaling (Platt 1999), and for the figures each fold is scaled by what the
-others fit.
+others fit. Kept are the mean weights of these classifiers and of one that learned from all labelled answers, since
+each alone takes other harmless answers for refusals.
 
 Unlabelled answers of the records serve as further non-refusals: labelled ones are few and alike, and a classifier that
 saw nothing else takes a captain's log or a doctor's letter for a refusal. But sets of GPT-4's answers hold refusals
@@ -21,6 +22,7 @@ that hold a chosen one.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable, Sequence, Set
@@ -85,11 +87,12 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     truth = np.array([row.refuses for row in rows])
     which = np.array(folds(rows, settings.folds, settings.seed))
     told = _Progress(out, settings, len(rows) + len(corpus.unlabelled), len(corpus.examples))
-    logits, suspects, threshold = crossfit(base, rows, corpus, settings, told)
+    logits, suspects, threshold, parts = crossfit(base, rows, corpus, settings, told)
     probabilities = _scaled(logits, truth, which)
     temperature, bias = scaling(logits, truth)
-    fitted = fit(base, rows, corpus, settings, {row.id for row, _ in suspects}, told)
-    classifier = replace(fitted, temperature=temperature, bias=bias)
+    whole = fit(base, rows, corpus, settings, {row.id for row, _ in suspects}, told)
+    chosen = kept(whole, parts, rows, logits)
+    classifier = replace(chosen, temperature=temperature, bias=bias)
     intervals = bands(truth, probabilities, [row.key for row in rows], settings.cutoff)
     metrics = {
         "heldout": len(rows),
@@ -99,6 +102,7 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         "unlabelled": len(corpus.unlabelled),
         "suspects": len(suspects),
         "threshold": threshold,
+        "averaged": chosen is not whole,
         "cutoff": settings.cutoff,
         **measure(truth, probabilities, settings.cutoff),
         "bands": intervals,
@@ -147,9 +151,9 @@ def _check(rows: Sequence[Row], settings: RefusalConfig) -> None:
 
 def crossfit(
     base: Path, rows: Sequence[Row], corpus: Corpus, settings: RefusalConfig, told: Callable[[], None] = lambda: None
-) -> tuple[Floats, list[tuple[Row, float]], float]:
+) -> tuple[Floats, list[tuple[Row, float]], float, list[RefusalModel]]:
     """(log-odds of each row from a classifier that never saw its prompt, the suspects among the unlabelled answers with
-    their half-time probability, the probability from which on they are suspects)."""
+    their half-time probability, the probability from which on they are suspects, the classifier of each fold)."""
     sides = (rows, corpus.unlabelled)
     which, free = (np.array(folds(side, settings.folds, settings.seed), dtype=int) for side in sides)
     truth = np.array([row.refuses for row in rows])
@@ -177,7 +181,7 @@ def crossfit(
         found = sigmoid(judge(corpus.unlabelled, free) / temperature + bias).tolist()
         suspects = [(row, p) for row, p in zip(corpus.unlabelled, found, strict=True) if p >= threshold]
     train(_halves(settings)[1], {row.id for row, _ in suspects})
-    return judge(rows, which), suspects, threshold
+    return judge(rows, which), suspects, threshold, [training.classifier for training in trainings]
 
 
 def fit(
@@ -195,6 +199,29 @@ def fit(
         more = [row for row in corpus.unlabelled if row.id not in left_out]
         training.run(epochs, [*rows, *corpus.examples, *more], corpus.phrases)
     return training.classifier
+
+
+def kept(whole: RefusalModel, parts: Sequence[RefusalModel], rows: Sequence[Row], logits: Floats) -> RefusalModel:
+    """A classifier with the mean of the weights of `whole` and `parts`, or `whole` itself where that is no classifier.
+
+    What one training happened to learn and the others did not is averaged out, at the cost of one model in use (a
+    uniform soup: Wortsman et al. 2022, Model soups, arXiv:2203.05482). That takes trainings which end in one valley, as
+    those of a pretrained encoder do. Where they do not, the mean tells nothing: its cross-entropy on `rows`, which it
+    has seen, is then above that of `logits`, the out-of-fold log-odds of models that have not.
+    """
+    models = [classifier.model for classifier in (whole, *parts)]
+    states = [model.state_dict() for model in models]
+    mean = copy.deepcopy(whole.model)
+    for name, values in mean.state_dict().items():
+        if values.is_floating_point():
+            values.copy_(torch.stack([state[name] for state in states]).mean(0))
+    soup = replace(whole, model=mean)
+    truth = torch.tensor([float(row.refuses) for row in rows], dtype=torch.float64)
+
+    def loss(odds: Floats) -> float:
+        return float(torch.nn.functional.binary_cross_entropy_with_logits(torch.from_numpy(odds), truth))
+
+    return soup if loss(soup.logits([(row.prompt, row.answer) for row in rows])) <= loss(logits) else whole
 
 
 def _halves(settings: RefusalConfig) -> tuple[range, range]:
