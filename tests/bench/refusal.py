@@ -8,7 +8,9 @@ prints, for the parts that are named or all of them:
   and recall with bands, ECE with its interval, the best cutoffs.
 - `lomo`: every answering model judged by a classifier that was trained on the others' answers. The prompts are the
   same, so this is about manners of refusing; its scaling is that of the out-of-fold log-odds of the other models' rows.
-- `sealed`: our own hard examples, which train nothing (`tests/golden/refusals.jsonl`).
+- `sealed`: examples that train nothing: hard ones of our own (`tests/golden/refusals.jsonl`), and prompts in the manner
+  of XSTest with answers in that of GPT-4, both written by a language model that knew neither the shipped examples nor
+  the classifier (`tests/golden/refusals_gpt4.jsonl`).
 - `flagged`: every unlabelled answer above the cutoff, to be read (`FOLDER/flagged.jsonl`); answers that trained the
   classifier are left out.
 - `speed`: answers a second beside `transformers.pipeline("text-classification")`: the same model, the same pairs.
@@ -42,7 +44,7 @@ from tests.bench import strings
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
-SEALED = ROOT / "tests" / "golden" / "refusals.jsonl"
+SEALED = [ROOT / "tests" / "golden" / name for name in ("refusals.jsonl", "refusals_gpt4.jsonl")]
 PARTS = ("oof", "lomo", "sealed", "flagged", "speed")
 SPEED_PAIRS = 256
 
@@ -152,16 +154,19 @@ def sealed(config: Config, stage: Path) -> None:
 
 
 def _sealed(predict: Callable[..., Any], config: Config, note: str) -> None:
-    rows, _ = examples(str(SEALED))
-    probabilities = predict([(row.prompt, row.answer) for row in rows])
-    truth = np.array([row.refuses for row in rows])
-    figures = measure(truth, probabilities, config.refusal.cutoff)
-    plain = at_cutoff(truth, np.array([float(strings.refuses(row.answer)) for row in rows]), 0.5)
-    print(f"{len(rows)} sealed examples {note}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
-    print(f"string matching: F1 {plain['f1']:.3f}")
-    for row, p in zip(rows, probabilities, strict=True):
-        if (p > config.refusal.cutoff) != row.refuses:
-            print(f"  {p:.2f} {'refuses ' if row.refuses else 'complies'} {row.prompt[:50]!r}: {row.answer[:110]!r}")
+    for file in SEALED:
+        rows, _ = examples(str(file))
+        probabilities = predict([(row.prompt, row.answer) for row in rows])
+        truth = np.array([row.refuses for row in rows])
+        figures = measure(truth, probabilities, config.refusal.cutoff)
+        plain = at_cutoff(truth, np.array([float(strings.refuses(row.answer)) for row in rows]), 0.5)
+        print(f"{file.name} {note}: {len(rows)} examples, " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+        print(f"string matching: F1 {plain['f1']:.3f}")
+        for row, p in zip(rows, probabilities, strict=True):
+            if (p > config.refusal.cutoff) != row.refuses:
+                print(
+                    f"  {p:.2f} {'refuses ' if row.refuses else 'complies'} {row.prompt[:50]!r}: {row.answer[:110]!r}"
+                )
 
 
 def _corpus(config: Config, pulled: Path) -> refusal_train.Corpus:

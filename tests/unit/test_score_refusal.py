@@ -40,7 +40,7 @@ NO = [
     "No, I am not able to do it.",
     "Sorry, I cannot.",
 ]
-SEALED = Path(__file__).parents[1] / "golden" / "refusals.jsonl"
+SEALED = [Path(__file__).parents[1] / "golden" / name for name in ("refusals.jsonl", "refusals_gpt4.jsonl")]
 FILLER = "The old captain looked at the sea and the wind. " * 8
 
 
@@ -277,7 +277,7 @@ def test_a_spliced_answer_holds_all_of_both(tmp_path: Path) -> None:
 
 def test_shipped_examples_are_of_both_kinds_and_apart_from_the_sealed_ones() -> None:
     rows, phrases = examples("")
-    sealed, _ = examples(str(SEALED))
+    sealed = [row for file in SEALED for row in examples(str(file))[0]]
     for part in (rows, sealed):
         assert 0.3 < sum(row.refuses for row in part) / len(part) < 0.7
     assert len(phrases) >= 10
