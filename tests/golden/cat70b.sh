@@ -149,7 +149,7 @@ srun --unbuffered --output /runs/cat70b/logs/pool/%j_%t_log.out --export=ALL --k
 
 # Parameters
 #SBATCH --comment=cat70b
-#SBATCH --cpus-per-task=8
+#SBATCH --cpus-per-task=16
 #SBATCH --dependency='afterok:<pull>'
 #SBATCH --gres=gpu:1
 #SBATCH --job-name=cathpc.refusal.unknown.dryrun.s0
@@ -180,7 +180,7 @@ trap : TERM USR2  # the job's own processes answer them; this shell lives on to 
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /runs/cat70b/logs/refusal/%j_%t_log.out --export=ALL --kill-on-bad-exit=1 --cpus-per-task=8 PYTHON -u -m cathpc.dispatch.job /here/store/refusal/unknown/.jobs/spec-dryrun-s0.json
+srun --unbuffered --output /runs/cat70b/logs/refusal/%j_%t_log.out --export=ALL --kill-on-bad-exit=1 --cpus-per-task=16 PYTHON -u -m cathpc.dispatch.job /here/store/refusal/unknown/.jobs/spec-dryrun-s0.json
 
 # --- cathpc.score.unknown.dryrun.w0.0 ---
 #!/bin/bash
