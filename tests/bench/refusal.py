@@ -6,8 +6,9 @@ prints, for the parts that are named or all of them:
 - `oof`: every labelled answer judged by a classifier that never saw its prompt, scaled by the other folds: F1 at the
   shipped cutoff beside XSTest's string matching, by answering model, with a paired bootstrap over prompts; precision
   and recall with bands, ECE with its interval, the best cutoffs.
-- `lomo`: every answering model judged by a classifier that was trained on the others' answers. The prompts are the
-  same, so this is about manners of refusing; its scaling is that of the out-of-fold log-odds of the other models' rows.
+- `lomo`: every answering model judged by one training on the others' answers, not by the mean of several that the stage
+  keeps. The prompts are the same, so this is about manners of refusing; its scaling is that of the out-of-fold log-odds
+  of the other models' rows.
 - `sealed`: examples that train nothing: hard ones of our own (`tests/golden/refusals.jsonl`), and prompts in the manner
   of XSTest with answers in that of GPT-4, both written by a language model that knew neither the shipped examples nor
   the classifier (`tests/golden/refusals_gpt4.jsonl`).
