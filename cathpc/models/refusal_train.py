@@ -87,12 +87,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     truth = np.array([row.refuses for row in rows])
     which = np.array(folds(rows, settings.folds, settings.seed))
     told = _Progress(out, settings, len(rows) + len(corpus.unlabelled), len(corpus.examples))
-    logits, suspects, threshold, parts = crossfit(base, rows, corpus, settings, told)
-    probabilities = _scaled(logits, truth, which)
-    temperature, bias = scaling(logits, truth)
-    whole = fit(base, rows, corpus, settings, {row.id for row, _ in suspects}, told)
-    chosen = kept(whole, parts, rows, logits)
-    classifier = replace(chosen, temperature=temperature, bias=bias)
+    found = train(base, rows, corpus, settings, told)
+    probabilities = _scaled(found.logits, truth, which)
     intervals = bands(truth, probabilities, [row.key for row in rows], settings.cutoff)
     metrics = {
         "heldout": len(rows),
@@ -100,17 +96,17 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         "folds": settings.folds,
         "examples": len(corpus.examples),
         "unlabelled": len(corpus.unlabelled),
-        "suspects": len(suspects),
-        "threshold": threshold,
-        "averaged": chosen is not whole,
+        "suspects": len(found.suspects),
+        "threshold": found.threshold,
+        "averaged": found.averaged,
         "cutoff": settings.cutoff,
         **measure(truth, probabilities, settings.cutoff),
         "bands": intervals,
-        "temperature": temperature,
-        "bias": bias,
+        "temperature": found.classifier.temperature,
+        "bias": found.classifier.bias,
     }
-    classifier.save(out / "model")
-    left_out = ({"id": r.id, "probability": p, "prompt": r.prompt, "answer": r.answer} for r, p in suspects)
+    found.classifier.save(out / "model")
+    left_out = ({"id": r.id, "probability": p, "prompt": r.prompt, "answer": r.answer} for r, p in found.suspects)
     write_text(out / "suspects.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in left_out))
     write_json(out / "metrics.json", metrics)
     table = {"id": [r.id for r in rows], "label": truth.astype(float), "probability": probabilities}
@@ -147,6 +143,35 @@ def _check(rows: Sequence[Row], settings: RefusalConfig) -> None:
                     f"labelled rows the {name} part of fold {fold + 1} ({len(part)}) has {int(part.sum())} refusals. "
                     "Add labelled rows (a source of component `refusal` with `labels`) or lower refusal.folds."
                 )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` found."""
+
+    classifier: RefusalModel
+    """The one to use, calibrated."""
+    averaged: bool
+    """Whether its weights are the mean of those of all trainings (see `kept`)."""
+    logits: Floats
+    """Log-odds of each labelled row from a classifier that never saw its prompt."""
+    suspects: list[tuple[Row, float]]
+    """The unlabelled answers that look like refusals, with their probability at half-time."""
+    threshold: float
+    """The probability from which on they do."""
+
+
+def train(
+    base: Path, rows: Sequence[Row], corpus: Corpus, settings: RefusalConfig, told: Callable[[], None] = lambda: None
+) -> Trained:
+    """Train a classifier on `rows` and `corpus` by the method that stands at the head of this module; `told` is called
+    after every batch."""
+    logits, suspects, threshold, parts = crossfit(base, rows, corpus, settings, told)
+    whole = fit(base, rows, corpus, settings, {row.id for row, _ in suspects}, told)
+    chosen = kept(whole, parts, rows, logits)
+    temperature, bias = scaling(logits, np.array([row.refuses for row in rows]))
+    classifier = replace(chosen, temperature=temperature, bias=bias)
+    return Trained(classifier, chosen is not whole, logits, suspects, threshold)
 
 
 def crossfit(

@@ -6,9 +6,8 @@ prints, for the parts that are named or all of them:
 - `oof`: every labelled answer judged by a classifier that never saw its prompt, scaled by the other folds: F1 at the
   shipped cutoff beside XSTest's string matching, by answering model, with a paired bootstrap over prompts; precision
   and recall with bands, ECE with its interval, the best cutoffs.
-- `lomo`: every answering model judged by one training on the others' answers, not by the mean of several that the stage
-  keeps. The prompts are the same, so this is about manners of refusing; its scaling is that of the out-of-fold log-odds
-  of the other models' rows.
+- `lomo`: every answering model judged by a classifier that the stage's method made of the others' answers (kept in
+  FOLDER/lomo). The prompts are the same, so this is about manners of refusing.
 - `sealed`: examples that train nothing: hard ones of our own (`tests/golden/refusals.jsonl`), and prompts in the manner
   of XSTest with answers in that of GPT-4, both written by a language model that knew neither the shipped examples nor
   the classifier (`tests/golden/refusals_gpt4.jsonl`).
@@ -37,7 +36,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, logg
 from cathpc.config import Config, compose
 from cathpc.data import pull
 from cathpc.models import refusal_train
-from cathpc.models.calibration import at_cutoff, bands, bootstrap, measure, scaling, sigmoid
+from cathpc.models.calibration import at_cutoff, bands, bootstrap, measure
 from cathpc.models.refusal import RefusalModel
 from cathpc.models.refusal_rows import Row, examples, labelled, unlabelled
 from cathpc.models.source import prepare
@@ -106,9 +105,10 @@ def oof(config: Config, stage: Path) -> None:
 
 
 def compare(rows: Sequence[Row], probabilities: np.ndarray, cutoff: float) -> None:
-    """F1 by answering model: ours, string matching's, and the difference's bootstrap interval over prompts."""
+    """F1 by answering model and of all: ours, string matching's, and the bootstrap interval of the difference."""
     print(f"{'model':16} {'rows':>5} {'refuse':>6} {'prec.':>6} {'recall':>6} {'F1':>6} {'strings':>7}  difference")
-    for name in [*sorted({row.generator for row in rows}), ""]:
+    names = sorted({row.generator for row in rows})
+    for name in [*names, ""] if len(names) > 1 else names:
         chosen = [i for i, row in enumerate(rows) if row.generator == name or not name]
         truth = np.array([rows[i].refuses for i in chosen])
         ours = probabilities[chosen]
@@ -129,45 +129,42 @@ def compare(rows: Sequence[Row], probabilities: np.ndarray, cutoff: float) -> No
 
 
 def lomo(config: Config, stage: Path) -> None:
-    settings, pulled = config.refusal, stage.parent / "pull"
+    settings, pulled, folder = config.refusal, stage.parent / "pull", stage.parent / "lomo"
     rows = labelled(pulled / "labels.parquet")
     corpus = _corpus(config, pulled)
-    metrics = json.loads((stage / "metrics.json").read_text())
-    found = {r["id"]: r["probability"] for r in pq.read_table(stage / "heldout.parquet").to_pylist()}
     base = prepare(settings.base, None, Path(config.paths.cache))
-    suspects = {json.loads(line)["id"] for line in (stage / "suspects.jsonl").read_text("utf-8").splitlines()}
-    probabilities = np.zeros(len(rows))
     for name in sorted({row.generator for row in rows}):
-        others = [row for row in rows if row.generator != name]
-        mine = [i for i, row in enumerate(rows) if row.generator == name]
-        fitted = refusal_train.fit(base, others, corpus, settings, suspects)
-        p = np.clip(np.array([found[row.id] for row in others]), 1e-9, 1 - 1e-9)
-        scaled = (np.log(p / (1 - p)) - metrics["bias"]) * metrics["temperature"]
-        temperature, bias = scaling(scaled, np.array([row.refuses for row in others]))
-        logits = fitted.logits([(rows[i].prompt, rows[i].answer) for i in mine])
-        probabilities[mine] = sigmoid(logits / temperature + bias)
-        _sealed(fitted.predict, config, f"(without {name})")
-    compare(rows, probabilities, settings.cutoff)
+        if not (folder / name / "model").exists():
+            others = [row for row in rows if row.generator != name]
+            refusal_train.train(base, others, corpus, settings).classifier.save(folder / name / "model")
+        classifier = RefusalModel.load(folder / name / "model")
+        mine = [row for row in rows if row.generator == name]
+        probabilities = classifier.predict([(row.prompt, row.answer) for row in mine])
+        compare(mine, probabilities, settings.cutoff)
+        _wrong(mine, probabilities, settings.cutoff)
+        _sealed(classifier, config, f"(without {name})")
 
 
 def sealed(config: Config, stage: Path) -> None:
-    _sealed(RefusalModel.load(stage / "model").predict, config, "")
+    _sealed(RefusalModel.load(stage / "model"), config, "")
 
 
-def _sealed(predict: Callable[..., Any], config: Config, note: str) -> None:
+def _sealed(classifier: RefusalModel, config: Config, note: str) -> None:
     for file in SEALED:
         rows, _ = examples(str(file))
-        probabilities = predict([(row.prompt, row.answer) for row in rows])
+        probabilities = classifier.predict([(row.prompt, row.answer) for row in rows])
         truth = np.array([row.refuses for row in rows])
         figures = measure(truth, probabilities, config.refusal.cutoff)
         plain = at_cutoff(truth, np.array([float(strings.refuses(row.answer)) for row in rows]), 0.5)
         print(f"{file.name} {note}: {len(rows)} examples, " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
         print(f"string matching: F1 {plain['f1']:.3f}")
-        for row, p in zip(rows, probabilities, strict=True):
-            if (p > config.refusal.cutoff) != row.refuses:
-                print(
-                    f"  {p:.2f} {'refuses ' if row.refuses else 'complies'} {row.prompt[:50]!r}: {row.answer[:110]!r}"
-                )
+        _wrong(rows, probabilities, config.refusal.cutoff)
+
+
+def _wrong(rows: Sequence[Row], probabilities: np.ndarray, cutoff: float) -> None:
+    for row, p in zip(rows, probabilities, strict=True):
+        if (p > cutoff) != row.refuses:
+            print(f"  {p:.2f} {'refuses ' if row.refuses else 'complies'} {row.prompt[:50]!r}: {row.answer[:110]!r}")
 
 
 def _corpus(config: Config, pulled: Path) -> refusal_train.Corpus:
