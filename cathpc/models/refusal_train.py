@@ -6,8 +6,7 @@ In: `labels.parquet` and the records of pull. Out: `model/` (a Hugging Face sequ
 All labelled answers train the model that is kept, and all of them measure it: `refusal.folds` classifiers, each
 trained without the prompts of its fold, give every labelled answer a probability from a model that never saw its
 prompt. These out-of-fold log-odds fit the scaling (Platt 1999), and for the figures each fold is scaled by what the
-others fit. Kept are the mean weights of these classifiers and of one that learned from all labelled answers, since
-each alone takes other harmless answers for refusals.
+others fit.
 
 Unlabelled answers of the records serve as further non-refusals: labelled ones are few and alike, and a classifier that
 saw nothing else takes a captain's log or a doctor's letter for a refusal. But sets of GPT-4's answers hold refusals
@@ -22,7 +21,6 @@ that hold a chosen one.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Callable, Sequence, Set
@@ -87,8 +85,11 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     truth = np.array([row.refuses for row in rows])
     which = np.array(folds(rows, settings.folds, settings.seed))
     told = _Progress(out, settings, len(rows) + len(corpus.unlabelled), len(corpus.examples))
-    found = train(base, rows, corpus, settings, told)
-    probabilities = _scaled(found.logits, truth, which)
+    logits, suspects, threshold = crossfit(base, rows, corpus, settings, told)
+    probabilities = _scaled(logits, truth, which)
+    temperature, bias = scaling(logits, truth)
+    fitted = fit(base, rows, corpus, settings, {row.id for row, _ in suspects}, told)
+    classifier = replace(fitted, temperature=temperature, bias=bias)
     intervals = bands(truth, probabilities, [row.key for row in rows], settings.cutoff)
     metrics = {
         "heldout": len(rows),
@@ -96,17 +97,16 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         "folds": settings.folds,
         "examples": len(corpus.examples),
         "unlabelled": len(corpus.unlabelled),
-        "suspects": len(found.suspects),
-        "threshold": found.threshold,
-        "averaged": found.averaged,
+        "suspects": len(suspects),
+        "threshold": threshold,
         "cutoff": settings.cutoff,
         **measure(truth, probabilities, settings.cutoff),
         "bands": intervals,
-        "temperature": found.classifier.temperature,
-        "bias": found.classifier.bias,
+        "temperature": temperature,
+        "bias": bias,
     }
-    found.classifier.save(out / "model")
-    left_out = ({"id": r.id, "probability": p, "prompt": r.prompt, "answer": r.answer} for r, p in found.suspects)
+    classifier.save(out / "model")
+    left_out = ({"id": r.id, "probability": p, "prompt": r.prompt, "answer": r.answer} for r, p in suspects)
     write_text(out / "suspects.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in left_out))
     write_json(out / "metrics.json", metrics)
     table = {"id": [r.id for r in rows], "label": truth.astype(float), "probability": probabilities}
@@ -145,40 +145,11 @@ def _check(rows: Sequence[Row], settings: RefusalConfig) -> None:
                 )
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What `train` found."""
-
-    classifier: RefusalModel
-    """The one to use, calibrated."""
-    averaged: bool
-    """Whether its weights are the mean of those of all trainings (see `kept`)."""
-    logits: Floats
-    """Log-odds of each labelled row from a classifier that never saw its prompt."""
-    suspects: list[tuple[Row, float]]
-    """The unlabelled answers that look like refusals, with their probability at half-time."""
-    threshold: float
-    """The probability from which on they do."""
-
-
-def train(
-    base: Path, rows: Sequence[Row], corpus: Corpus, settings: RefusalConfig, told: Callable[[], None] = lambda: None
-) -> Trained:
-    """Train a classifier on `rows` and `corpus` by the method that stands at the head of this module; `told` is called
-    after every batch."""
-    logits, suspects, threshold, parts = crossfit(base, rows, corpus, settings, told)
-    whole = fit(base, rows, corpus, settings, {row.id for row, _ in suspects}, told)
-    chosen = kept(whole, parts, rows, logits)
-    temperature, bias = scaling(logits, np.array([row.refuses for row in rows]))
-    classifier = replace(chosen, temperature=temperature, bias=bias)
-    return Trained(classifier, chosen is not whole, logits, suspects, threshold)
-
-
 def crossfit(
     base: Path, rows: Sequence[Row], corpus: Corpus, settings: RefusalConfig, told: Callable[[], None] = lambda: None
-) -> tuple[Floats, list[tuple[Row, float]], float, list[RefusalModel]]:
+) -> tuple[Floats, list[tuple[Row, float]], float]:
     """(log-odds of each row from a classifier that never saw its prompt, the suspects among the unlabelled answers with
-    their half-time probability, the probability from which on they are suspects, the classifier of each fold)."""
+    their half-time probability, the probability from which on they are suspects)."""
     sides = (rows, corpus.unlabelled)
     which, free = (np.array(folds(side, settings.folds, settings.seed), dtype=int) for side in sides)
     truth = np.array([row.refuses for row in rows])
@@ -206,7 +177,7 @@ def crossfit(
         found = sigmoid(judge(corpus.unlabelled, free) / temperature + bias).tolist()
         suspects = [(row, p) for row, p in zip(corpus.unlabelled, found, strict=True) if p >= threshold]
     train(_halves(settings)[1], {row.id for row, _ in suspects})
-    return judge(rows, which), suspects, threshold, [training.classifier for training in trainings]
+    return judge(rows, which), suspects, threshold
 
 
 def fit(
@@ -224,29 +195,6 @@ def fit(
         more = [row for row in corpus.unlabelled if row.id not in left_out]
         training.run(epochs, [*rows, *corpus.examples, *more], corpus.phrases)
     return training.classifier
-
-
-def kept(whole: RefusalModel, parts: Sequence[RefusalModel], rows: Sequence[Row], logits: Floats) -> RefusalModel:
-    """A classifier with the mean of the weights of `whole` and `parts`, or `whole` itself where that is no classifier.
-
-    What one training happened to learn and the others did not is averaged out, at the cost of one model in use (a
-    uniform soup: Wortsman et al. 2022, Model soups, arXiv:2203.05482). That takes trainings which end in one valley, as
-    those of a pretrained encoder do. Where they do not, the mean tells nothing: its cross-entropy on `rows`, which it
-    has seen, is then above that of `logits`, the out-of-fold log-odds of models that have not.
-    """
-    models = [classifier.model for classifier in (whole, *parts)]
-    states = [model.state_dict() for model in models]
-    mean = copy.deepcopy(whole.model)
-    for name, values in mean.state_dict().items():
-        if values.is_floating_point():
-            values.copy_(torch.stack([state[name] for state in states]).mean(0))
-    soup = replace(whole, model=mean)
-    truth = torch.tensor([float(row.refuses) for row in rows], dtype=torch.float64)
-
-    def loss(odds: Floats) -> float:
-        return float(torch.nn.functional.binary_cross_entropy_with_logits(torch.from_numpy(odds), truth))
-
-    return soup if loss(soup.logits([(row.prompt, row.answer) for row in rows])) <= loss(logits) else whole
 
 
 def _halves(settings: RefusalConfig) -> tuple[range, range]:

@@ -6,8 +6,9 @@ prints, for the parts that are named or all of them:
 - `oof`: every labelled answer judged by a classifier that never saw its prompt, scaled by the other folds: F1 at the
   shipped cutoff beside XSTest's string matching, by answering model, with a paired bootstrap over prompts; precision
   and recall with bands, ECE with its interval, the best cutoffs.
-- `lomo`: every answering model judged by a classifier that the stage's method made of the others' answers (kept in
-  FOLDER/lomo). The prompts are the same, so this is about manners of refusing.
+- `lomo`: every answering model judged by a classifier that learned from the others' answers (kept in FOLDER/lomo). The
+  prompts are the same, so this is about manners of refusing; its scaling is that of the out-of-fold log-odds of the
+  other models' rows.
 - `sealed`: examples that train nothing: hard ones of our own (`tests/golden/refusals.jsonl`), and prompts in the manner
   of XSTest with answers in that of GPT-4, both written by a language model that knew neither the shipped examples nor
   the classifier (`tests/golden/refusals_gpt4.jsonl`).
@@ -25,6 +26,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, logg
 from cathpc.config import Config, compose
 from cathpc.data import pull
 from cathpc.models import refusal_train
-from cathpc.models.calibration import at_cutoff, bands, bootstrap, measure
+from cathpc.models.calibration import at_cutoff, bands, bootstrap, measure, scaling
 from cathpc.models.refusal import RefusalModel
 from cathpc.models.refusal_rows import Row, examples, labelled, unlabelled
 from cathpc.models.source import prepare
@@ -107,8 +109,7 @@ def oof(config: Config, stage: Path) -> None:
 def compare(rows: Sequence[Row], probabilities: np.ndarray, cutoff: float) -> None:
     """F1 by answering model and of all: ours, string matching's, and the bootstrap interval of the difference."""
     print(f"{'model':16} {'rows':>5} {'refuse':>6} {'prec.':>6} {'recall':>6} {'F1':>6} {'strings':>7}  difference")
-    names = sorted({row.generator for row in rows})
-    for name in [*names, ""] if len(names) > 1 else names:
+    for name in [*sorted({row.generator for row in rows}), ""]:
         chosen = [i for i, row in enumerate(rows) if row.generator == name or not name]
         truth = np.array([rows[i].refuses for i in chosen])
         ours = probabilities[chosen]
@@ -133,16 +134,23 @@ def lomo(config: Config, stage: Path) -> None:
     rows = labelled(pulled / "labels.parquet")
     corpus = _corpus(config, pulled)
     base = prepare(settings.base, None, Path(config.paths.cache))
+    suspects = {json.loads(line)["id"] for line in (stage / "suspects.jsonl").read_text("utf-8").splitlines()}
+    metrics = json.loads((stage / "metrics.json").read_text())
+    found = {r["id"]: r["probability"] for r in pq.read_table(stage / "heldout.parquet").to_pylist()}
+    probabilities = np.zeros(len(rows))
     for name in sorted({row.generator for row in rows}):
-        if not (folder / name / "model").exists():
-            others = [row for row in rows if row.generator != name]
-            refusal_train.train(base, others, corpus, settings).classifier.save(folder / name / "model")
-        classifier = RefusalModel.load(folder / name / "model")
-        mine = [row for row in rows if row.generator == name]
-        probabilities = classifier.predict([(row.prompt, row.answer) for row in mine])
-        compare(mine, probabilities, settings.cutoff)
-        _wrong(mine, probabilities, settings.cutoff)
+        others = [row for row in rows if row.generator != name]
+        mine = [i for i, row in enumerate(rows) if row.generator == name]
+        if not (folder / name).exists():
+            refusal_train.fit(base, others, corpus, settings, suspects).save(folder / name)
+        p = np.clip(np.array([found[row.id] for row in others]), 1e-9, 1 - 1e-9)
+        scaled = (np.log(p / (1 - p)) - metrics["bias"]) * metrics["temperature"]
+        temperature, bias = scaling(scaled, np.array([row.refuses for row in others]))
+        classifier = replace(RefusalModel.load(folder / name), temperature=temperature, bias=bias)
+        probabilities[mine] = classifier.predict([(rows[i].prompt, rows[i].answer) for i in mine])
         _sealed(classifier, config, f"(without {name})")
+    compare(rows, probabilities, settings.cutoff)
+    _wrong(rows, probabilities, settings.cutoff)
 
 
 def sealed(config: Config, stage: Path) -> None:

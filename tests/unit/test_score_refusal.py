@@ -21,7 +21,7 @@ from cathpc.models.calibration import auroc, bands, best_cutoff, bootstrap, cali
 from cathpc.models.config import RefusalConfig
 from cathpc.models.refusal import RefusalModel
 from cathpc.models.refusal_rows import Row, examples, folds, labelled, splice, unlabelled
-from cathpc.models.refusal_train import Corpus, Training, fit, kept
+from cathpc.models.refusal_train import Corpus, fit
 from cathpc.models.source import prepare
 from cathpc.models.tiny import TEXT
 from cathpc.record import RECORD_SCHEMA, Record
@@ -199,42 +199,6 @@ def test_training_is_the_same_from_run_to_run(model_cache: Path, tmp_path: Path)
     base = prepare("random:bert", None, model_cache)
     one, two = (fit(base, rows, Corpus([], NO, []), settings).logits([("q", t) for t in YES + NO]) for _ in range(2))
     np.testing.assert_array_equal(one, two)
-
-
-def test_the_mean_of_the_trainings_is_kept_where_it_tells_refusals(
-    stage: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    rows = labelled(labels(tmp_path, 20) / "labels.parquet")
-    whole = exact(stage)
-    truth = np.array([row.refuses for row in rows])
-    unseen = np.where(truth, 2.0, -2.0)  # log-odds of models that tell them, less surely than one that has seen them
-
-    def neighbour(seed: int, distance: float) -> RefusalModel:
-        other, generator = exact(stage), torch.Generator().manual_seed(seed)
-        with torch.inference_mode():
-            for weight in other.model.parameters():
-                weight += distance * weight.std(correction=0) * torch.randn(weight.shape, generator=generator)
-        return other
-
-    near, far = ([neighbour(seed, distance) for seed in (1, 2)] for distance in (0.01, 10.0))
-    before = {name: value.clone() for name, value in whole.model.state_dict().items()}
-    mean = kept(whole, near, rows, unseen)
-    assert mean is not whole
-    for name, value in mean.model.state_dict().items():
-        states = [c.model.state_dict()[name] for c in (whole, *near)]
-        torch.testing.assert_close(value, sum(states) / 3)
-    assert kept(whole, far, rows, unseen) is whole
-    assert all(torch.equal(value, before[name]) for name, value in whole.model.state_dict().items())
-
-
-def test_trainings_that_end_far_from_each_other_are_not_averaged(stage: tuple[Path, dict[str, Any]]) -> None:
-    assert stage[1]["averaged"] is False, "a base of random weights leads each training elsewhere"
-
-
-def test_all_trainings_start_from_the_same_weights(model_cache: Path) -> None:
-    base = prepare("random:bert", None, model_cache)
-    one, two = (Training(base, SETTINGS).classifier.model.state_dict() for _ in range(2))
-    assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
 def test_answers_to_one_prompt_fall_into_one_fold(tmp_path: Path) -> None:
