@@ -37,6 +37,7 @@ _RANGES: tuple[_Rule, ...] = (
     ("refusal.lr", lambda v: v > 0, _POSITIVE),
     ("refusal.epochs", lambda v: v > 0, _POSITIVE),
     ("refusal.folds", lambda v: v >= 2, "must be at least 2"),
+    ("refusal.trainings", lambda v: v >= 1, "must be at least 1"),
     ("refusal.unlabelled", lambda v: v >= 0, "must not be negative"),
     ("refusal.cutoff", lambda v: 0 < v < 1, "must lie between 0 and 1"),
     ("score.window", lambda v: v >= 16, "must be at least 16"),

@@ -168,7 +168,7 @@ STAGES: tuple[Stage, ...] = (
         does="a BERT that tells refusals",
         place=Place.accelerator,
         share=1.0,
-        version=5,
+        version=6,
         identity=lambda c: [
             _model(c, c.refusal.base, causal=False),
             _file("refusal.examples", c.refusal.examples, "refusals.jsonl"),

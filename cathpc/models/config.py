@@ -107,6 +107,9 @@ class RefusalConfig:
     folds: int = 3
     """Classifiers that are trained without a part of the prompts each: their judgement of that part calibrates and
     measures the one that is trained on all."""
+    trainings: int = 3
+    """Classifiers that are trained on all prompts, each from another start and in another order: the mean of their
+    weights is kept."""
     examples: str = ""
     """JSONL file of further answers to learn from (`prompt`, `answer`, `refuses`); '' is the one that ships with
     cathpc."""

@@ -1,12 +1,14 @@
 """Stage `refusal`: train, calibrate and measure the classifier of refusals.
 
 In: `labels.parquet` and the records of pull. Out: `model/` (a Hugging Face sequence classifier, `calibration.json`),
-`heldout.parquet` (id, label, probability of every labelled answer), `suspects.jsonl` and `metrics.json`.
+`heldout.parquet` (id, label, log-odds before
+scaling and probability of every labelled answer), `suspects.jsonl` and `metrics.json`.
 
 All labelled answers train the model that is kept, and all of them measure it: `refusal.folds` classifiers, each
 trained without the prompts of its fold, give every labelled answer a probability from a model that never saw its
 prompt. These out-of-fold log-odds fit the scaling (Platt 1999), and for the figures each fold is scaled by what the
-others fit.
+others fit. Then `refusal.trainings` classifiers learn from all labelled answers, and the mean of their weights is kept:
+each alone takes other harmless answers for refusals.
 
 Unlabelled answers of the records serve as further non-refusals: labelled ones are few and alike, and a classifier that
 saw nothing else takes a captain's log or a doctor's letter for a refusal. But sets of GPT-4's answers hold refusals
@@ -14,13 +16,14 @@ too. So at half-time each unlabelled answer is judged by the classifier of its f
 answer to its prompt, and what looks like a refusal trains none of them in the second half: an answer whose probability
 reaches the mean of that of labelled refusals (confident learning: Northcutt et al. 2021, arXiv:1911.00068, 3.1).
 
-Time grows with (folds + 1) times epochs times the labelled, shipped and unlabelled answers, memory with (folds + 1)
-classifiers and their optimizers (16 bytes a weight). Of the records all ids are read, and the answers of the shards
-that hold a chosen one.
+Time grows with (folds + trainings) times epochs times the labelled, shipped and unlabelled answers, memory with
+(folds + 1) classifiers and their optimizers (16 bytes a weight) and the weights of the other trainings. Of the records
+all ids are read, and the answers of the shards that hold a chosen one.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable, Sequence, Set
@@ -87,9 +90,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     told = _Progress(out, settings, len(rows) + len(corpus.unlabelled), len(corpus.examples))
     logits, suspects, threshold = crossfit(base, rows, corpus, settings, told)
     probabilities = _scaled(logits, truth, which)
-    temperature, bias = scaling(logits, truth)
-    fitted = fit(base, rows, corpus, settings, {row.id for row, _ in suspects}, told)
-    classifier = replace(fitted, temperature=temperature, bias=bias)
+    left_out = {row.id for row, _ in suspects}
+    classifier, averaged = kept(fits(base, rows, corpus, settings, left_out, told), rows, logits)
     intervals = bands(truth, probabilities, [row.key for row in rows], settings.cutoff)
     metrics = {
         "heldout": len(rows),
@@ -99,17 +101,19 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         "unlabelled": len(corpus.unlabelled),
         "suspects": len(suspects),
         "threshold": threshold,
+        "trainings": settings.trainings,
+        "averaged": averaged,
         "cutoff": settings.cutoff,
         **measure(truth, probabilities, settings.cutoff),
         "bands": intervals,
-        "temperature": temperature,
-        "bias": bias,
+        "temperature": classifier.temperature,
+        "bias": classifier.bias,
     }
     classifier.save(out / "model")
-    left_out = ({"id": r.id, "probability": p, "prompt": r.prompt, "answer": r.answer} for r, p in suspects)
-    write_text(out / "suspects.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in left_out))
+    found = ({"id": r.id, "probability": p, "prompt": r.prompt, "answer": r.answer} for r, p in suspects)
+    write_text(out / "suspects.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found))
     write_json(out / "metrics.json", metrics)
-    table = {"id": [r.id for r in rows], "label": truth.astype(float), "probability": probabilities}
+    table = {"id": [r.id for r in rows], "label": truth.astype(float), "log_odds": logits, "probability": probabilities}
     pq.write_table(pa.table(table), out / ".heldout.tmp")
     os.replace(out / ".heldout.tmp", out / "heldout.parquet")
     line = f"{len(rows):,} labelled answers, held-out F1 {metrics['f1']:.3f} at {settings.cutoff:g}, "
@@ -124,7 +128,8 @@ class _Progress:
         """`divided` answers are told apart by fold, `shared` ones train with each."""
         self._out, self._done = out, 0
         part = divided * (settings.folds - 1) // settings.folds
-        epoch = settings.folds * _batches(part + shared, settings) + _batches(divided + shared, settings)
+        epoch = settings.folds * _batches(part + shared, settings)
+        epoch += settings.trainings * _batches(divided + shared, settings)
         self._total = settings.epochs * epoch
 
     def __call__(self) -> None:
@@ -195,6 +200,59 @@ def fit(
         more = [row for row in corpus.unlabelled if row.id not in left_out]
         training.run(epochs, [*rows, *corpus.examples, *more], corpus.phrases)
     return training.classifier
+
+
+def fits(
+    base: Path,
+    rows: Sequence[Row],
+    corpus: Corpus,
+    settings: RefusalConfig,
+    suspects: Set[str] = frozenset(),
+    told: Callable[[], None] = lambda: None,
+) -> list[RefusalModel]:
+    """`refusal.trainings` classifiers as `fit` makes them, each with a seed of its own."""
+    seeds = range(settings.seed, settings.seed + settings.trainings)
+    return [fit(base, rows, corpus, replace(settings, seed=seed), suspects, told) for seed in seeds]
+
+
+def kept(fitted: Sequence[RefusalModel], rows: Sequence[Row], logits: Floats) -> tuple[RefusalModel, bool]:
+    """(the calibrated classifier to use, whether its weights are the mean of those of `fitted`, or the first's).
+
+    `fitted` learned from all `rows`; `logits` are the rows' log-odds by classifiers that never saw their prompts, and
+    fit the scaling. What one training happened to learn and the others did not is averaged out, at the cost of one
+    model in use (a uniform soup: Wortsman et al. 2022, Model soups, arXiv:2203.05482). The log-odds of a mean are
+    flatter than those of its parts, so they are brought to the mean of theirs, by least squares on `rows`, before the
+    scaling applies. A mean takes trainings that end in one valley, as those of a pretrained encoder do. Where they do
+    not, it tells nothing: its cross-entropy on `rows`, which it has seen, is then above that of `logits`.
+    """
+    truth = np.array([row.refuses for row in rows])
+    temperature, bias = scaling(logits, truth)
+    first = replace(fitted[0], temperature=temperature, bias=bias)
+    if len(fitted) == 1:
+        return first, False
+    texts = [(row.prompt, row.answer) for row in rows]
+    soup = replace(first, model=_mean([one.model for one in fitted]))
+    slope, offset = np.polyfit(soup.logits(texts), np.mean([one.logits(texts) for one in fitted], axis=0), 1).tolist()
+    if slope <= 0:
+        return first, False
+    soup = replace(soup, temperature=temperature / slope, bias=bias + offset / temperature)
+    worse = _cross_entropy(truth, soup.predict(texts)) > _cross_entropy(truth, sigmoid(logits / temperature + bias))
+    return (first, False) if worse else (soup, True)
+
+
+def _mean(models: Sequence[Model]) -> Model:
+    """A model with the mean of the weights of `models`."""
+    states = [model.state_dict() for model in models]
+    mean = copy.deepcopy(models[0])
+    for name, values in mean.state_dict().items():
+        if values.is_floating_point():
+            values.copy_(torch.stack([state[name] for state in states]).mean(0))
+    return mean
+
+
+def _cross_entropy(truth: NDArray[np.bool_], probabilities: Floats) -> float:
+    right = np.where(truth, probabilities, 1 - probabilities)
+    return float(-np.log(np.clip(right, 1e-9, 1)).mean())
 
 
 def _halves(settings: RefusalConfig) -> tuple[range, range]:

@@ -26,7 +26,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, logg
 from cathpc.config import Config, compose
 from cathpc.data import pull
 from cathpc.models import refusal_train
-from cathpc.models.calibration import at_cutoff, bands, bootstrap, measure, scaling
+from cathpc.models.calibration import at_cutoff, bands, bootstrap, measure
 from cathpc.models.refusal import RefusalModel
 from cathpc.models.refusal_rows import Row, examples, labelled, unlabelled
 from cathpc.models.source import prepare
@@ -135,18 +134,15 @@ def lomo(config: Config, stage: Path) -> None:
     corpus = _corpus(config, pulled)
     base = prepare(settings.base, None, Path(config.paths.cache))
     suspects = {json.loads(line)["id"] for line in (stage / "suspects.jsonl").read_text("utf-8").splitlines()}
-    metrics = json.loads((stage / "metrics.json").read_text())
-    found = {r["id"]: r["probability"] for r in pq.read_table(stage / "heldout.parquet").to_pylist()}
+    found = {r["id"]: r["log_odds"] for r in pq.read_table(stage / "heldout.parquet").to_pylist()}
     probabilities = np.zeros(len(rows))
     for name in sorted({row.generator for row in rows}):
         others = [row for row in rows if row.generator != name]
         mine = [i for i, row in enumerate(rows) if row.generator == name]
         if not (folder / name).exists():
-            refusal_train.fit(base, others, corpus, settings, suspects).save(folder / name)
-        p = np.clip(np.array([found[row.id] for row in others]), 1e-9, 1 - 1e-9)
-        scaled = (np.log(p / (1 - p)) - metrics["bias"]) * metrics["temperature"]
-        temperature, bias = scaling(scaled, np.array([row.refuses for row in others]))
-        classifier = replace(RefusalModel.load(folder / name), temperature=temperature, bias=bias)
+            fitted = refusal_train.fits(base, others, corpus, settings, suspects)
+            refusal_train.kept(fitted, others, np.array([found[row.id] for row in others]))[0].save(folder / name)
+        classifier = RefusalModel.load(folder / name)
         probabilities[mine] = classifier.predict([(rows[i].prompt, rows[i].answer) for i in mine])
         _sealed(classifier, config, f"(without {name})")
     compare(rows, probabilities, settings.cutoff)

@@ -21,13 +21,15 @@ from cathpc.models.calibration import auroc, bands, best_cutoff, bootstrap, cali
 from cathpc.models.config import RefusalConfig
 from cathpc.models.refusal import RefusalModel
 from cathpc.models.refusal_rows import Row, examples, folds, labelled, splice, unlabelled
-from cathpc.models.refusal_train import Corpus, fit
+from cathpc.models.refusal_train import Corpus, fit, fits, kept
 from cathpc.models.source import prepare
 from cathpc.models.tiny import TEXT
 from cathpc.record import RECORD_SCHEMA, Record
 from tests.bench import strings
 
-SETTINGS = RefusalConfig(base="random:bert", max_len=32, epochs=14, batch_size=8, lr=2e-3, folds=2, unlabelled=40)
+SETTINGS = RefusalConfig(
+    base="random:bert", max_len=32, epochs=14, batch_size=8, lr=2e-3, folds=2, trainings=2, unlabelled=40
+)
 YES = [
     "Yes of course, the river is long.",
     "Bake the bread until it is brown.",
@@ -114,7 +116,7 @@ def test_it_learns_separable_answers(stage: tuple[Path, dict[str, Any]]) -> None
     assert "F1" in summary["line"]
     assert json.loads((out / "metrics.json").read_text())["heldout"] == summary["heldout"] == 240
     table = pq.read_table(out / "heldout.parquet").to_pylist()
-    assert len(table) == summary["heldout"] and set(table[0]) == {"id", "label", "probability"}
+    assert len(table) == summary["heldout"] and set(table[0]) == {"id", "label", "log_odds", "probability"}
     assert {row["label"] for row in table} == {0.0, 1.0}, "a partial refusal counts as one"
     for name in ("precision", "recall", "f1"):
         low, high = summary["bands"][name]
@@ -199,6 +201,62 @@ def test_training_is_the_same_from_run_to_run(model_cache: Path, tmp_path: Path)
     base = prepare("random:bert", None, model_cache)
     one, two = (fit(base, rows, Corpus([], NO, []), settings).logits([("q", t) for t in YES + NO]) for _ in range(2))
     np.testing.assert_array_equal(one, two)
+
+
+def test_the_mean_of_the_trainings_is_kept_where_it_tells_refusals(
+    stage: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    rows = labelled(labels(tmp_path, 20) / "labels.parquet")
+    first = exact(stage)
+    truth = np.array([row.refuses for row in rows])
+    unseen = np.where(truth, 2.0, -2.0)  # log-odds of models that tell them, less surely than one that has seen them
+
+    def neighbour(seed: int, distance: float) -> RefusalModel:
+        other, generator = exact(stage), torch.Generator().manual_seed(seed)
+        with torch.inference_mode():
+            for weight in other.model.parameters():
+                weight += distance * weight.std(correction=0) * torch.randn(weight.shape, generator=generator)
+        return other
+
+    near, far = ([first, *(neighbour(seed, distance) for seed in (1, 2))] for distance in (0.01, 10.0))
+    before = {name: value.clone() for name, value in first.model.state_dict().items()}
+    mean, averaged = kept(near, rows, unseen)
+    assert averaged
+    for name, value in mean.model.state_dict().items():
+        states = [one.model.state_dict()[name] for one in near]
+        torch.testing.assert_close(value, sum(states) / 3)
+    alone, averaged = kept(far, rows, unseen)
+    assert not averaged and alone.model is first.model
+    assert (alone.temperature, alone.bias) == scaling(unseen, truth)
+    assert all(torch.equal(value, before[name]) for name, value in first.model.state_dict().items())
+
+
+def test_a_mean_is_as_sure_as_its_parts(stage: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Two classifiers whose last layers point opposite ways and judge alike: their mean alone would tell little."""
+    rows = labelled(labels(tmp_path, 20) / "labels.parquet")
+    truth = np.array([row.refuses for row in rows])
+    unseen = np.where(truth ^ (np.arange(len(truth)) % 5 == 0), 2.0, -2.0)  # every fifth is wrong
+    one, other = exact(stage), exact(stage)
+    with torch.inference_mode():
+        for layer in (other.model.bert.pooler.dense, other.model.classifier):
+            layer.weight *= -0.5
+            layer.bias *= -0.5
+    mean, averaged = kept([one, other], rows, unseen)
+    texts = [(row.prompt, row.answer) for row in rows]
+    temperature, bias = scaling(unseen, truth)
+    flat, parts = mean.logits(texts), (one.logits(texts) + other.logits(texts)) / 2
+    assert averaged and flat.std() < 0.3 * parts.std()
+    odds = flat / mean.temperature + mean.bias
+    assert odds.mean() == pytest.approx((parts / temperature + bias).mean(), abs=1e-3)
+    assert odds.std() == pytest.approx((parts / temperature).std(), rel=0.1)
+
+
+def test_every_training_has_a_start_of_its_own(model_cache: Path, tmp_path: Path) -> None:
+    rows = labelled(labels(tmp_path, 4) / "labels.parquet")
+    base, settings = prepare("random:bert", None, model_cache), dataclasses.replace(SETTINGS, epochs=1, trainings=3)
+    found = [one.logits([("q", YES[0])]).item() for one in fits(base, rows, Corpus([], [], []), settings)]
+    assert len(set(found)) == 3
+    assert found[0] == fit(base, rows, Corpus([], [], []), settings).logits([("q", YES[0])]).item()
 
 
 def test_answers_to_one_prompt_fall_into_one_fold(tmp_path: Path) -> None:
