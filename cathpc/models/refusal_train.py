@@ -35,6 +35,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from sklearn.metrics import log_loss
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from cathpc import progress
@@ -91,7 +92,8 @@ def run(config: Config, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     logits, suspects, threshold = crossfit(base, rows, corpus, settings, told)
     probabilities = _scaled(logits, truth, which)
     left_out = {row.id for row, _ in suspects}
-    classifier, averaged = kept(fits(base, rows, corpus, settings, left_out, told), rows, logits)
+    fitted = [fit(base, rows, corpus, one, left_out, told) for one in starts(settings)]
+    classifier, averaged = kept(fitted, rows, logits)
     intervals = bands(truth, probabilities, [row.key for row in rows], settings.cutoff)
     metrics = {
         "heldout": len(rows),
@@ -202,17 +204,9 @@ def fit(
     return training.classifier
 
 
-def fits(
-    base: Path,
-    rows: Sequence[Row],
-    corpus: Corpus,
-    settings: RefusalConfig,
-    suspects: Set[str] = frozenset(),
-    told: Callable[[], None] = lambda: None,
-) -> list[RefusalModel]:
-    """`refusal.trainings` classifiers as `fit` makes them, each with a seed of its own."""
-    seeds = range(settings.seed, settings.seed + settings.trainings)
-    return [fit(base, rows, corpus, replace(settings, seed=seed), suspects, told) for seed in seeds]
+def starts(settings: RefusalConfig) -> list[RefusalConfig]:
+    """`settings` for each of `refusal.trainings`: with a seed of its own."""
+    return [replace(settings, seed=settings.seed + number) for number in range(settings.trainings)]
 
 
 def kept(fitted: Sequence[RefusalModel], rows: Sequence[Row], logits: Floats) -> tuple[RefusalModel, bool]:
@@ -236,7 +230,7 @@ def kept(fitted: Sequence[RefusalModel], rows: Sequence[Row], logits: Floats) ->
     if slope <= 0:
         return first, False
     soup = replace(soup, temperature=temperature / slope, bias=bias + offset / temperature)
-    worse = _cross_entropy(truth, soup.predict(texts)) > _cross_entropy(truth, sigmoid(logits / temperature + bias))
+    worse = log_loss(truth, soup.predict(texts)) > log_loss(truth, sigmoid(logits / temperature + bias))
     return (first, False) if worse else (soup, True)
 
 
@@ -248,11 +242,6 @@ def _mean(models: Sequence[Model]) -> Model:
         if values.is_floating_point():
             values.copy_(torch.stack([state[name] for state in states]).mean(0))
     return mean
-
-
-def _cross_entropy(truth: NDArray[np.bool_], probabilities: Floats) -> float:
-    right = np.where(truth, probabilities, 1 - probabilities)
-    return float(-np.log(np.clip(right, 1e-9, 1)).mean())
 
 
 def _halves(settings: RefusalConfig) -> tuple[range, range]:

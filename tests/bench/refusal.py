@@ -140,7 +140,8 @@ def lomo(config: Config, stage: Path) -> None:
         others = [row for row in rows if row.generator != name]
         mine = [i for i, row in enumerate(rows) if row.generator == name]
         if not (folder / name).exists():
-            fitted = refusal_train.fits(base, others, corpus, settings, suspects)
+            starts = refusal_train.starts(settings)
+            fitted = [refusal_train.fit(base, others, corpus, one, suspects) for one in starts]
             refusal_train.kept(fitted, others, np.array([found[row.id] for row in others]))[0].save(folder / name)
         classifier = RefusalModel.load(folder / name)
         probabilities[mine] = classifier.predict([(rows[i].prompt, rows[i].answer) for i in mine])

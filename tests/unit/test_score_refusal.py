@@ -21,7 +21,7 @@ from cathpc.models.calibration import auroc, bands, best_cutoff, bootstrap, cali
 from cathpc.models.config import RefusalConfig
 from cathpc.models.refusal import RefusalModel
 from cathpc.models.refusal_rows import Row, examples, folds, labelled, splice, unlabelled
-from cathpc.models.refusal_train import Corpus, fit, fits, kept
+from cathpc.models.refusal_train import Corpus, fit, kept, starts
 from cathpc.models.source import prepare
 from cathpc.models.tiny import TEXT
 from cathpc.record import RECORD_SCHEMA, Record
@@ -254,9 +254,8 @@ def test_a_mean_is_as_sure_as_its_parts(stage: tuple[Path, dict[str, Any]], tmp_
 def test_every_training_has_a_start_of_its_own(model_cache: Path, tmp_path: Path) -> None:
     rows = labelled(labels(tmp_path, 4) / "labels.parquet")
     base, settings = prepare("random:bert", None, model_cache), dataclasses.replace(SETTINGS, epochs=1, trainings=3)
-    found = [one.logits([("q", YES[0])]).item() for one in fits(base, rows, Corpus([], [], []), settings)]
-    assert len(set(found)) == 3
-    assert found[0] == fit(base, rows, Corpus([], [], []), settings).logits([("q", YES[0])]).item()
+    found = [fit(base, rows, Corpus([], [], []), one).logits([("q", YES[0])]).item() for one in starts(settings)]
+    assert len(set(found)) == 3 and starts(settings)[0] == settings
 
 
 def test_answers_to_one_prompt_fall_into_one_fold(tmp_path: Path) -> None:
