@@ -111,7 +111,8 @@ class ScoringModels:
 def score_records(
     records: Iterable[Record], models: ScoringModels, report: Callable[[int], None] = lambda done: None
 ) -> list[Score | Broken]:
-    """The score of each record, in the order of `records`; `report` is told how many are done.
+    """The score of each record, in the order of `records`; `report` is told how many are done, those that are scored
+    by their share of the tokens, so that the time left can be told from it.
 
     No figure is NaN: 'empty' (the last assistant turn has no token), 'too_long' (more than `models.window` tokens),
     'skipped' (outside `models.bounds`) and 'broken' (malformed messages, or a likelihood that is not finite) say what
@@ -124,8 +125,8 @@ def score_records(
     found: list[Score | Broken] = [t if isinstance(t, Broken) else t.score for t in tokenised]
     broken = sum(isinstance(t, Broken) for t in tokenised)
     todo = [(i, t) for i, t in enumerate(tokenised) if not isinstance(t, Broken) and t.score.status == "ok"]
-    done = len(rows) - len(todo)
-    batches = in_batches([len(t.example.ids) for _, t in todo], models.batch_tokens)
+    lengths = [len(t.example.ids) for _, t in todo]
+    batches, tokens = in_batches(lengths, models.batch_tokens), 0
     for numbers in reversed(batches):  # the longest first: a want of memory shows at once, and time left only shrinks
         batch = [todo[n] for n in numbers]
         results = bisect([t for _, t in batch], lambda block: _scored(block, models), MOST - broken)
@@ -133,8 +134,8 @@ def score_records(
             if isinstance(result, Broken):
                 result, broken = Broken(rows[i], result.error), broken + 1
             found[i] = result
-        done += len(batch)
-        report(done)
+        tokens += sum(lengths[n] for n in numbers)
+        report(len(rows) - len(todo) + len(todo) * tokens // sum(lengths))
     return found
 
 

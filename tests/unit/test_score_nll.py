@@ -98,6 +98,16 @@ def test_the_diagnosis_is_that_of_the_most_detailed_turn(models: likelihood.Scor
     assert found.diagnosis == measure(detailed, models.lexicon).diagnosis > measure(vague, models.lexicon).diagnosis
 
 
+def test_progress_counts_long_records_for_more(models: likelihood.ScoringModels) -> None:
+    told: list[int] = []
+    rows = [record(k, words=2) for k in range(9)] + [record(9, words=60, turns=3), record(10, words=0)]
+    scores = likelihood.score_records(rows, replace(models, batch_tokens=1), told.append)
+    assert [s.status for s in scores] == ["ok"] * 10 + ["empty"]
+    tokens = sorted((s.tokens or 0 for s in scores[:10]), reverse=True)  # the longest record comes first
+    assert told == [1 + 10 * sum(tokens[:n]) // sum(tokens) for n in range(1, 11)]
+    assert told[0] > 5 and told[-1] == len(rows)
+
+
 @pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
 def test_a_score_does_not_depend_on_its_batch(models: likelihood.ScoringModels, batch_tokens: int) -> None:
     together = likelihood.score_records(RECORDS[::-1], replace(models, batch_tokens=batch_tokens))[::-1]
