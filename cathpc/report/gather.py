@@ -159,15 +159,9 @@ def _cards(folder: Path, examples: int) -> tuple[Counter[str], list[dict[str, An
     others = sorted((p for verdict, best in smallest.items() if verdict != "plain" for p in best), key=lambda p: p[0])
     take_plain = min(len(plain), max(examples // 3, examples - len(others)))
     chosen = [row for _, row in others[: examples - take_plain] + plain[:take_plain]]
-    records = _records(folder / "carded.parquet", {row["id"] for row in chosen})
+    found = sampling.rows_of([folder / "carded.parquet"], {row["id"] for row in chosen})
+    records = {row["id"]: row for row in found.to_pylist()}
     return counts, [{**row, "record": records[row["id"]]} for row in chosen if row["id"] in records]
-
-
-def _records(path: Path, ids: set[str]) -> dict[str, dict[str, Any]]:
-    """The records of `path` with these ids."""
-    wanted = pa.array(sorted(ids), pa.string())
-    table = pads.dataset(path).to_table(filter=pads.field("id").isin(wanted))
-    return {row["id"]: row for row in table.to_pylist()}
 
 
 def _present(path: Path) -> Path:

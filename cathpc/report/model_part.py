@@ -93,6 +93,7 @@ def fidelity(facts: Facts) -> dict[str, Any]:
                 row += [None, None]
         cells.append(row)
     head = ["family", "probes", *(h for model in names for h in (model, f"{model}, 95% interval"))]
+    passed = table("Probes passed, by family of instruction", head, cells)
     change = facts.fidelity["difference"]
     return {
         "text": (
@@ -101,8 +102,8 @@ def fidelity(facts: Facts) -> dict[str, Any]:
             f"{100 * change['share']:+.0f} percentage points, with a paired 95% interval from "
             f"{100 * change['low']:+.0f} to {100 * change['high']:+.0f}."
         ),
-        "table": table("Probes passed, by family of instruction", head, cells),
-        "tables": [table("Probes passed, by family of instruction", head, cells), *measured(facts.fidelity)],
+        "table": passed,
+        "tables": [passed, *measured(facts.fidelity)],
         "examples": _answer_examples(facts),
     }
 

@@ -6,6 +6,7 @@ over the records that were pulled, batch by batch: memory grows with the chosen 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +62,26 @@ def sampled(
     for kept in (True, False):
         whole.append(sample(shown.filter(pc.equal(shown["kept"], kept)), explained // 2))
     ids = set(pa.concat_tables(whole)["id"].to_pylist()) if whole else set()
-    wanted = pa.array(sorted({*ids, *shown["id"].to_pylist(), *also}), pa.string())
-    found = _table(inputs["pull"] / "records", wanted)
-    records = {row["id"]: row for row in found.to_pylist()} if found is not None else {}
+    found = rows_of(sorted((inputs["pull"] / "records").glob("*.parquet")), {*ids, *shown["id"].to_pylist(), *also})
+    records = {row["id"]: row for row in found.to_pylist()}
     texts = {id: _words(record) for id, record in records.items()}
-    scores = _table(inputs["score"] / "scores", pa.array(sorted(ids), pa.string()))
-    place = {id: row for row, id in enumerate(scores["id"].to_pylist())} if scores is not None else {}
+    scores = rows_of(sorted((inputs["score"] / "scores").glob("*.parquet")), ids)
+    place = {id: row for row, id in enumerate(scores["id"].to_pylist())}
     verdicts = {row["id"]: row for table in whole for row in table.to_pylist()}
     window = judged.window_of(read_json(inputs["score"] / MANIFEST))
     told = []
     for id in sorted(ids, key=lambda id: unit_hash(id, SAMPLE_SEED)):
-        if id in records and id in place and scores is not None:
+        if id in records and id in place:
             record, score, verdict = records[id], scores.slice(place[id], 1), verdicts[id]
             seen = judged.rules(settings, cuts.get(record["component"], {}), record, score, verdict, window)
             told.append({"record": record, "score": score.to_pylist()[0], "verdict": verdict, "rules": seen})
     return shown, texts, told
+
+
+def rows_of(files: Sequence[Path], ids: Collection[str]) -> pa.Table:
+    """The rows with these ids in Parquet files of one schema; none where there are no files."""
+    wanted = pa.array(sorted(ids), pa.string())
+    return pads.dataset(list(files)).to_table(filter=pads.field("id").isin(wanted)) if files else pa.table({"id": []})
 
 
 def nearest(scored: pa.Table, rule: str) -> pa.Table:
@@ -90,9 +96,3 @@ def nearest(scored: pa.Table, rule: str) -> pa.Table:
 def _words(record: dict[str, Any]) -> str:
     text = first_user(record["messages"])
     return text if len(text) <= WORDS else f"{text[: WORDS - 1].rstrip()}…"
-
-
-def _table(folder: Path, ids: pa.Array) -> pa.Table | None:
-    """The rows with these ids in the shards of `folder`; None where there are no shards."""
-    paths = sorted(folder.glob("*.parquet"))
-    return pads.dataset(paths).to_table(filter=pads.field("id").isin(ids)) if paths else None
