@@ -126,8 +126,8 @@ def score_records(
     broken = sum(isinstance(t, Broken) for t in tokenised)
     todo = [(i, t) for i, t in enumerate(tokenised) if not isinstance(t, Broken) and t.score.status == "ok"]
     lengths = [len(t.example.ids) for _, t in todo]
-    batches, tokens = in_batches(lengths, models.batch_tokens), 0
-    for numbers in reversed(batches):  # the longest first: a want of memory shows at once, and time left only shrinks
+    total, tokens = sum(lengths), 0
+    for numbers in reversed(in_batches(lengths, models.batch_tokens)):  # longest first: a want of memory shows at once
         batch = [todo[n] for n in numbers]
         results = bisect([t for _, t in batch], lambda block: _scored(block, models), MOST - broken)
         for (i, _), result in zip(batch, results, strict=True):
@@ -135,7 +135,7 @@ def score_records(
                 result, broken = Broken(rows[i], result.error), broken + 1
             found[i] = result
         tokens += sum(lengths[n] for n in numbers)
-        report(len(rows) - len(todo) + len(todo) * tokens // sum(lengths))
+        report(len(rows) - len(todo) + len(todo) * tokens // total)
     return found
 
 

@@ -1,8 +1,8 @@
 """Stage `refusal`: train, calibrate and measure the classifier of refusals.
 
 In: `labels.parquet` and the records of pull. Out: `model/` (a Hugging Face sequence classifier, `calibration.json`),
-`heldout.parquet` (id, label, log-odds before
-scaling and probability of every labelled answer), `suspects.jsonl` and `metrics.json`.
+`heldout.parquet` (id, label, log-odds before scaling and probability of every labelled answer), `suspects.jsonl` and
+`metrics.json`.
 
 All labelled answers train the model that is kept, and all of them measure it: `refusal.folds` classifiers, each
 trained without the prompts of its fold, give every labelled answer a probability from a model that never saw its
