@@ -2,11 +2,12 @@
 
 The same model (SmolLM2-135M, or `--base`), the same texts (records as `pull` makes them under `+experiment=research`,
 where `../shared/data` is there, else the demo's; a sample by a hash, so in no order), the same token ids, the same
-threads; tokens are those of the whole conversation. In each round every contender has its turn; what is printed is the
-median of the rounds.
+threads; tokens are those of the whole conversation. In each round contenders alternate part by part; what is printed is
+the median of the rounds.
 
 - `evaluate`: the algorithm of Hugging Face `evaluate`'s perplexity metric, stated anew: float32, batches of 16 texts as
-  they come, padded, attention mask, all logits, cross entropy of all tokens. On the first `--few` of the texts.
+  they come, padded, attention mask, all logits, cross entropy of all tokens. On the first `--few` of the texts: whole
+  batches, since a smaller one is faster.
 - `loop`: bfloat16, a record at a time, logits of the answer alone.
 - `forward`: the bare forward pass in bfloat16, all logits and no loss, on batches without padding whose sequences have
   the texts' mean length, at the batch size that is fastest.
@@ -26,6 +27,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +49,11 @@ ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 WANTED = {"evaluate": 12.0, "loop": 1.1, "forward": 0.95}
 """Least tokens/s of ours over those of each contender."""
-REPEAT = 2
-"""Passes of `forward` a round, behind one that warms up."""
+TURNS = 4
+"""Parts that a round's work is dealt into; contenders alternate part by part: all feel a drifting machine alike."""
+
+Part = Callable[[], int]
+"""A part of a contender's work; gives its tokens."""
 
 
 def texts(count: int) -> list[list[dict[str, str]]]:
@@ -68,17 +73,16 @@ def texts(count: int) -> list[list[dict[str, str]]]:
 
 
 def by_evaluate(model: Any, examples: list[Example], pad: int) -> None:
-    """One pass of `evaluate`'s perplexity over the texts."""
+    """`evaluate`'s perplexity of one batch of texts."""
     loss = torch.nn.CrossEntropyLoss(reduction="none")
-    for start in range(0, len(examples), 16):
-        batch = [e.ids for e in examples[start : start + 16]]
-        width = max(map(len, batch))
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in batch])
-        attention = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch])
-        with torch.no_grad():
-            logits = model(ids, attention_mask=attention).logits
-        shifted, labels, counted = logits[..., :-1, :].contiguous(), ids[..., 1:].contiguous(), attention[..., 1:]
-        torch.exp((loss(shifted.transpose(1, 2), labels) * counted).sum(1) / counted.sum(1)).tolist()
+    rows = [e.ids for e in examples]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+    attention = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    with torch.no_grad():
+        logits = model(ids, attention_mask=attention).logits
+    shifted, labels, counted = logits[..., :-1, :].contiguous(), ids[..., 1:].contiguous(), attention[..., 1:]
+    torch.exp((loss(shifted.transpose(1, 2), labels) * counted).sum(1) / counted.sum(1)).tolist()
 
 
 def by_loop(model: Any, examples: list[Example]) -> None:
@@ -89,31 +93,55 @@ def by_loop(model: Any, examples: list[Example]) -> None:
             token_nll(model, ids, mask, chunk=0)[0].mean().item()
 
 
-def by_ours(model: Any, examples: list[Example], pad: int, batch_tokens: int) -> np.ndarray:
+def dealt(work: Callable[[list[Example]], object], batches: list[list[Example]]) -> list[Part]:
+    """The batches in `TURNS` parts."""
+
+    def part(mine: list[list[Example]]) -> int:
+        for batch in mine:
+            work(batch)
+        return sum(len(e.ids) for batch in mine for e in batch)
+
+    return [partial(part, batches[turn::TURNS]) for turn in range(TURNS)]
+
+
+def forward(model: Any, length: int, shape: int, vocabulary: int, tokens: int) -> list[Part]:
+    """`TURNS` parts of bare forward passes over about `shape` tokens each, which take about `tokens`."""
+    ids = torch.randint(vocabulary, (max(1, shape // length), length))
+    passes = max(1, round(tokens / TURNS / ids.numel()))
+
+    def part() -> int:
+        with torch.inference_mode():
+            for _ in range(passes):
+                model(ids, use_cache=False).logits  # noqa: B018  (that it is computed is the point)
+        return passes * ids.numel()
+
+    return [part] * TURNS
+
+
+def race(contenders: dict[str, list[Part]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Median over the rounds of (tokens/s, tokens a CPU second); a first part of each warms up."""
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    for parts in contenders.values():
+        parts[0]()
+    for _ in range(rounds):
+        sums = {name: np.zeros(3) for name in contenders}
+        for turn in range(TURNS):
+            for name, parts in contenders.items():
+                wall, cpu = time.perf_counter(), time.process_time()
+                tokens = parts[turn]()
+                sums[name] += (tokens, time.perf_counter() - wall, time.process_time() - cpu)
+        for name, (tokens, wall, cpu) in sums.items():
+            rates[name].append((tokens / wall, tokens / cpu))
+            print(f"  {name:<14}{tokens / wall:>10,.0f} tokens/s{tokens / cpu:>10,.0f} a CPU second", flush=True)
+    return {name: tuple(statistics.median(v) for v in zip(*seen, strict=True)) for name, seen in rates.items()}
+
+
+def nlls(model: Any, examples: list[Example], pad: int, batch_tokens: int) -> np.ndarray:
     """NLL of each example, in their order."""
     found = np.zeros(len(examples))
     for batch in in_batches([len(e.ids) for e in examples], batch_tokens):
         found[batch] = mean_nll(model, [examples[i] for i in batch], pad)
     return found
-
-
-def forward(model: Any, length: int, tokens: int, vocabulary: int) -> Callable[[], int]:
-    """A bare forward pass over about `tokens` tokens, and how many it took."""
-    ids = torch.randint(vocabulary, (max(1, tokens // length), length))
-
-    def once() -> int:
-        with torch.inference_mode():
-            model(ids, use_cache=False).logits  # noqa: B018  (that it is computed is the point)
-        return ids.numel()
-
-    return once
-
-
-def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """(seconds, CPU seconds) of one call."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -134,7 +162,9 @@ def main() -> None:
     parser.add_argument(
         "--batch-tokens", type=int, nargs="+", default=[compose(["+experiment=demo"]).score.batch_tokens]
     )
-    parser.add_argument("--shapes", type=int, nargs="+", default=[512, 1024, 2048, 4096], help="tokens of `forward`")
+    parser.add_argument(
+        "--shapes", type=int, nargs="+", default=[512, 1024, 2048, 4096], help="tokens of a pass of `forward`"
+    )
     parser.add_argument("--skip-slow", action="store_true", help="without `evaluate`")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -143,7 +173,7 @@ def main() -> None:
     template = Template.load(folder)
     examples = [Example(*template.encode(messages)) for messages in texts(arguments.records)]
     few = examples[: arguments.few]
-    tokens, few_tokens = (sum(len(e.ids) for e in part) for part in (examples, few))
+    tokens = sum(len(e.ids) for e in examples)
     mean = round(tokens / len(examples))
     print(
         f"{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}; {len(examples)} records, "
@@ -152,39 +182,29 @@ def main() -> None:
 
     full = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    vocabulary = plain.config.vocab_size
-    shapes = arguments.shapes
-    rates: dict[str, list[tuple[float, float]]] = {}
+    sizes, shapes, vocabulary = arguments.batch_tokens, arguments.shapes, plain.config.vocab_size
 
-    def add(name: str, count: int, seconds: tuple[float, float]) -> None:
-        rates.setdefault(name, []).append((count / seconds[0], count / seconds[1]))
-        print(f"  {name:<22}{count / seconds[0]:>10,.0f} tokens/s{count / seconds[1]:>10,.0f} a CPU second", flush=True)
-
-    # What ours tells the allocator holds for the process: the contenders run before it is told.
-    for _ in range(arguments.rounds):
-        if not arguments.skip_slow:
-            add("evaluate", few_tokens, timed(lambda: by_evaluate(full, few, template.pad_id)))
-        add("loop", tokens, timed(lambda: by_loop(plain, examples)))
-        for shape in shapes:
-            once = forward(plain, mean, shape, vocabulary)
-            add(f"forward {shape}", REPEAT * once(), timed(lambda o=once: [o() for _ in range(REPEAT)]))
+    contenders = {"loop": dealt(lambda batch: by_loop(plain, batch), [[e] for e in examples])}
+    if not arguments.skip_slow:
+        batches = [few[start : start + 16] for start in range(0, len(few), 16)]
+        contenders["evaluate"] = dealt(lambda batch: by_evaluate(full, batch, template.pad_id), batches)
+    medians = race(contenders, arguments.rounds)
+    # What ours tells the allocator holds for the process: the two above had their turns before, `forward` gains by it.
     fast = speed_up(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval())
-    found: dict[int, np.ndarray] = {}
-    for _ in range(arguments.rounds):
-        for size in arguments.batch_tokens:
-            add(
-                f"ours {size}",
-                tokens,
-                timed(lambda s=size: found.update({s: by_ours(fast, examples, template.pad_id, s)})),
-            )
-        for shape in shapes:  # the same allocator
-            once = forward(plain, mean, shape, vocabulary)
-            add(f"forward {shape} again", REPEAT * once(), timed(lambda o=once: [o() for _ in range(REPEAT)]))
+    lengths = [len(e.ids) for e in examples]
+    contenders = {
+        f"ours {size}": dealt(
+            lambda batch: mean_nll(fast, batch, template.pad_id),
+            [[examples[i] for i in batch] for batch in in_batches(lengths, size)],
+        )
+        for size in sizes
+    }
+    contenders |= {f"forward {shape}": forward(plain, mean, shape, vocabulary, tokens // 2) for shape in shapes}
+    medians |= race(contenders, arguments.rounds)
 
     print("medians")
-    medians = {name: tuple(statistics.median(v) for v in zip(*seen, strict=True)) for name, seen in rates.items()}
     for name, (wall, cpu) in medians.items():
-        print(f"{name:<22}{wall:>10,.0f} tokens/s{cpu:>10,.0f} a CPU second")
+        print(f"{name:<14}{wall:>10,.0f} tokens/s{cpu:>10,.0f} a CPU second")
     ours = max((name for name in medians if name.startswith("ours")), key=lambda n: medians[n])
     for against, least in WANTED.items():
         rivals = [name for name in medians if name.startswith(against)]
@@ -193,8 +213,7 @@ def main() -> None:
             ratio, cpu = (medians[ours][i] / medians[best][i] for i in (0, 1))
             verdict = "ok" if ratio >= least else "MISSED"
             print(f"{ours} / {best}: {ratio:.2f} (by CPU time {cpu:.2f}), wanted {least}: {verdict}")
-    exact = by_ours(full, few, template.pad_id, 1024)
-    half = next(iter(found.values()))[: len(few)]
+    half, exact = (nlls(model, few, template.pad_id, sizes[0]) for model in (fast, full))
     off, weights = np.abs(half - exact), np.array([sum(e.mask) for e in few])
     print(
         f"off float32 on {len(few)} records, in nats a token: mean {np.average(off, weights=weights):.4f} over tokens, "
