@@ -1,12 +1,13 @@
 """Likelihoods beside what one would write without cathpc, in one run: `python -m tests.bench.score`.
 
 The same model (SmolLM2-135M, or `--base`), the same texts (records as `pull` makes them under `+experiment=research`,
-where `../shared/data` is there, else the demo's; a sample by a hash, so in no order), the same token ids, the same
-threads; tokens are those of the whole conversation. In each round contenders alternate part by part; what is printed is
-the median of the rounds.
+where `../shared/data` is there, else the demo's; by a hash, so in no order), the same token ids, the same threads. As
+in a shard, ours makes its batches of all `--records`; of these batches every so many-th is timed, some `--tokens`
+together, and `loop` has their texts. Tokens are those of the whole conversation, without padding. In each round
+contenders alternate part by part; what is printed is the median of the rounds.
 
 - `evaluate`: the algorithm of Hugging Face `evaluate`'s perplexity metric, stated anew: float32, batches of 16 texts as
-  they come, padded, attention mask, all logits, cross entropy of all tokens. On the first `--few` of the texts: whole
+  they come, padded, attention mask, all logits, cross entropy of all tokens. On the first `--few` of the records: whole
   batches, since a smaller one is faster.
 - `loop`: bfloat16, a record at a time, logits of the answer alone.
 - `forward`: the bare forward pass in bfloat16, all logits and no loss, on batches without padding whose sequences have
@@ -70,6 +71,12 @@ def texts(count: int) -> list[list[dict[str, str]]]:
         ]
     rows.sort(key=lambda row: unit_hash(row["id"], 0))
     return [row["messages"] for row in rows[:count]]
+
+
+def sample(batches: list[list[int]], lengths: list[int], tokens: int) -> list[list[int]]:
+    """Every so many-th of the batches, so that their sequences have about `tokens` tokens together."""
+    step = max(1, round(sum(lengths) / tokens))
+    return batches[step // 2 :: step]
 
 
 def by_evaluate(model: Any, examples: list[Example], pad: int) -> None:
@@ -155,7 +162,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="", help="another model than SmolLM2-135M")
     parser.add_argument("--cache", type=Path, default=ROOT / "cache")
-    parser.add_argument("--records", type=int, default=192)
+    parser.add_argument("--records", type=int, default=2000)
+    parser.add_argument("--tokens", type=int, default=50_000)
     parser.add_argument("--few", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -173,33 +181,35 @@ def main() -> None:
     template = Template.load(folder)
     examples = [Example(*template.encode(messages)) for messages in texts(arguments.records)]
     few = examples[: arguments.few]
-    tokens = sum(len(e.ids) for e in examples)
-    mean = round(tokens / len(examples))
+    lengths = [len(e.ids) for e in examples]
+    sampled = {size: sample(in_batches(lengths, size), lengths, arguments.tokens) for size in arguments.batch_tokens}
+    timed = [examples[i] for batch in sampled[arguments.batch_tokens[0]] for i in batch]
+    tokens = sum(len(e.ids) for e in timed)
+    mean = round(tokens / len(timed))
     print(
-        f"{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}; {len(examples)} records, "
-        f"{tokens:,} tokens, {sum(sum(e.mask) for e in examples) / tokens:.0%} supervised; mean length {mean}"
+        f"{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}; {len(timed)} records of "
+        f"{len(examples)}, {tokens:,} tokens, {sum(sum(e.mask) for e in timed) / tokens:.0%} supervised; mean length {mean}"
     )
 
     full = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    sizes, shapes, vocabulary = arguments.batch_tokens, arguments.shapes, plain.config.vocab_size
+    vocabulary = plain.config.vocab_size
 
-    contenders = {"loop": dealt(lambda batch: by_loop(plain, batch), [[e] for e in examples])}
+    contenders = {"loop": dealt(lambda batch: by_loop(plain, batch), [[e] for e in timed])}
     if not arguments.skip_slow:
         batches = [few[start : start + 16] for start in range(0, len(few), 16)]
         contenders["evaluate"] = dealt(lambda batch: by_evaluate(full, batch, template.pad_id), batches)
     medians = race(contenders, arguments.rounds)
     # What ours tells the allocator holds for the process: the two above had their turns before, `forward` gains by it.
     fast = speed_up(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval())
-    lengths = [len(e.ids) for e in examples]
     contenders = {
         f"ours {size}": dealt(
-            lambda batch: mean_nll(fast, batch, template.pad_id),
-            [[examples[i] for i in batch] for batch in in_batches(lengths, size)],
+            lambda batch: mean_nll(fast, batch, template.pad_id), [[examples[i] for i in batch] for batch in batches]
         )
-        for size in sizes
+        for size, batches in sampled.items()
     }
-    contenders |= {f"forward {shape}": forward(plain, mean, shape, vocabulary, tokens // 2) for shape in shapes}
+    for shape in arguments.shapes:
+        contenders[f"forward {shape}"] = forward(plain, mean, shape, vocabulary, tokens // 2)
     medians |= race(contenders, arguments.rounds)
 
     print("medians")
@@ -213,7 +223,7 @@ def main() -> None:
             ratio, cpu = (medians[ours][i] / medians[best][i] for i in (0, 1))
             verdict = "ok" if ratio >= least else "MISSED"
             print(f"{ours} / {best}: {ratio:.2f} (by CPU time {cpu:.2f}), wanted {least}: {verdict}")
-    half, exact = (nlls(model, few, template.pad_id, sizes[0]) for model in (fast, full))
+    half, exact = (nlls(model, few, template.pad_id, arguments.batch_tokens[0]) for model in (fast, full))
     off, weights = np.abs(half - exact), np.array([sum(e.mask) for e in few])
     print(
         f"off float32 on {len(few)} records, in nats a token: mean {np.average(off, weights=weights):.4f} over tokens, "
