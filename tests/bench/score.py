@@ -187,8 +187,9 @@ def main() -> None:
     tokens = sum(len(e.ids) for e in timed)
     mean = round(tokens / len(timed))
     print(
-        f"{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}; {len(timed)} records of "
-        f"{len(examples)}, {tokens:,} tokens, {sum(sum(e.mask) for e in timed) / tokens:.0%} supervised; mean length {mean}"
+        f"{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}; {len(timed)} of the "
+        f"{len(examples)} records, {tokens:,} tokens, {sum(sum(e.mask) for e in timed) / tokens:.0%} supervised; mean "
+        f"length {mean}"
     )
 
     full = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
