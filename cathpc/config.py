@@ -132,17 +132,21 @@ def _hydra() -> Iterator[Callable[..., Any]]:
         yield compose
 
 
-def compose(overrides: list[str]) -> Config:
+def compose(overrides: list[str], *, model: Path | None = None) -> Config:
     """Compose and check the configuration for Hydra `overrides` such as ['+experiment=demo', 'train.lr=3e-5'].
 
-    Raises `UserError` for an override that does not parse, an unknown group option or key, a value of the wrong type, a
-    value out of its range and a combination that cannot work.
+    Where a folder's `model` is used, no experiment need be named: what the overrides leave open is as in
+    `conf/config.yaml`. Raises `UserError` for an override that does not parse, an unknown group option or key, a value
+    of the wrong type, a value out of its range and a combination that cannot work.
     """
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if not any(o.lstrip("+").startswith("experiment=") for o in overrides):
+    named = any(o.lstrip("+").startswith("experiment=") for o in overrides)
+    if model and not named:
+        overrides = ["name=model", *overrides]
+    elif not named:
         raise UserError(
             "no experiment is named. Give one of: "
             + ", ".join(f"+experiment={c}" for c in choices("experiment"))

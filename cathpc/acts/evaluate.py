@@ -72,12 +72,9 @@ def main(arguments: argparse.Namespace) -> int:
 def _asked(arguments: argparse.Namespace) -> tuple[EvaluateConfig, dict[str, Path]]:
     """Settings, and the folders of the models by name."""
     from cathpc.config import compose
-    from cathpc.evaluate.config import EvaluateConfig
     from cathpc.store import places
 
-    if arguments.model and not arguments.overrides:
-        return EvaluateConfig(), {"model": arguments.model}
-    config = compose(arguments.overrides)
+    config = compose(arguments.overrides, model=arguments.model)
     if arguments.model:
         return config.evaluate, {"model": arguments.model}
     found = places(config)

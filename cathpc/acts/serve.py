@@ -60,10 +60,7 @@ def placed(model: Path | None, overrides: list[str]) -> tuple[Config, str, Path]
     """The config, and name and folder of what is served: of the run, or of `model` where that is a folder's model."""
     from cathpc.config import compose, run_name
 
-    overrides = list(overrides)
-    if model and not any("experiment=" in o for o in overrides):
-        overrides.insert(0, "+experiment=smoke")  # some values are needed, and none of the experiment's
-    config = compose(overrides)
+    config = compose(overrides, model=model)
     name = f"serve-{model.resolve().name}" if model else run_name(config, overrides)
     return config, name, Path(config.paths.runs).absolute() / name
 

@@ -52,8 +52,10 @@ def test_own_probes_are_asked_of_any_folder_and_every_answer_is_written(
     assert "signature" in said and "model CSR" in said and "out.json" in said
 
 
-def test_own_probes_are_asked_beside_those_of_the_config(here: Path, tiny_llama: Path) -> None:
-    overrides = ["+experiment=smoke", "evaluate.max_probes=2", "evaluate.max_new_tokens=2"]
+def test_own_probes_are_asked_beside_those_of_the_config_and_no_experiment_need_be_named(
+    here: Path, tiny_llama: Path
+) -> None:
+    overrides = ["evaluate.max_probes=2", "evaluate.max_new_tokens=2"]
     assert evaluate("--model", tiny_llama, "--probes", "mine.jsonl", "--json", "out.json", *overrides) == 0
     asked = {row["probe"] for row in json.loads((here / "out.json").read_text())["answers"]}
     assert len(asked) == 3 and "mine" in asked
