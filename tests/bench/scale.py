@@ -3,9 +3,11 @@
 Makes records with a text that is like that of instruction data (words by Zipf's law, in sentences; lengths lognormal)
 in four files of four formats, among them exact and near-duplicates, consultations with their courtesies, rows that are
 broken, and text of the evaluation sets; then scores for what `pull` leaves, drawn at random. Each stage runs in a
-process of its own. Printed: seconds, records a second, the most memory (the stage's process and, where it has some, its
-workers, all at their own peaks together), the exponent of time in the number of records, and what follows for 10
-million. CPU seconds are those of all processes, their start included; on a machine with other work they tell more.
+process of its own. Printed: seconds, records a second, the most memory that the stage's process and its workers had at
+one time (looked at every `INTERVAL`): their own, which nothing but swap could take from them, and with the pages of
+files that they have mapped and the system drops where it is short; the exponent of time in the number of records, and
+what follows for 10 million. CPU seconds are those of all processes, their start included; on a machine with other work
+they tell more.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,6 +33,8 @@ EXACT, NEAR, BROKEN, CONTAMINATED = 0.03, 0.05, 0.005, 0.0005
 TARGET, TARGET_SHARDS = 10_000_000, 1000
 VOCABULARY = 60_000
 SEED = 20_260_101
+INTERVAL = 0.05
+"""Seconds between two looks at the memory."""
 
 PULL = """
 import json, resource, sys, time
@@ -52,10 +58,8 @@ def main():
     summary = pull.run(SimpleNamespace(dataset=dataset), {}, out)
     seconds = time.perf_counter() - started
     mine, theirs = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    workers = min(int(sys.argv[3]), 1 + sum(f.stat().st_size for f in top.glob("*.*")) // pull._A_WORKERS_BYTES)
-    peak = (mine.ru_maxrss + theirs.ru_maxrss * (workers if workers > 1 else 0)) * 1024
     cpu = sum(used.ru_utime + used.ru_stime for used in (mine, theirs))
-    answer = {"seconds": seconds, "cpu": cpu, "parts": summary["seconds"], "peak": peak}
+    answer = {"seconds": seconds, "cpu": cpu, "parts": summary["seconds"]}
     print(json.dumps(answer | {key: summary[key] for key in ("records", "rows", "reasons")}))
 if __name__ == "__main__":
     main()
@@ -74,8 +78,8 @@ started = time.perf_counter()
 summary = select.run(SimpleNamespace(select=settings), inputs, Path(sys.argv[2]))
 seconds = time.perf_counter() - started
 used = resource.getrusage(resource.RUSAGE_SELF)
-answer = {"seconds": seconds, "cpu": used.ru_utime + used.ru_stime, "parts": summary["seconds"]}
-print(json.dumps(answer | {"peak": used.ru_maxrss * 1024, "records": summary["kept"]}))
+cpu = used.ru_utime + used.ru_stime
+print(json.dumps({"seconds": seconds, "cpu": cpu, "parts": summary["seconds"], "records": summary["kept"]}))
 """
 
 
@@ -109,17 +113,35 @@ def measure(top: Path, count: int, workers: int) -> dict[str, Any]:
 
 
 def run(top: Path, code: str, *arguments: object) -> dict[str, Any]:
-    """What a program prints last, as JSON."""
+    """What a program prints last, as JSON, with `own` and `mapped`: the most bytes of it and its workers."""
     program = top / "program.py"
     program.write_text(code)
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, str(program), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    peaks = (0, 0)
+    with open(top / "said", "w+") as said, open(top / "complaints", "w+") as complaints:
+        with psutil.Popen(command, env=environment, stdout=said, stderr=complaints) as process:
+            while process.poll() is None:
+                peaks = tuple(map(max, peaks, memory(process)))
+                time.sleep(INTERVAL)
+        if process.returncode:
+            complaints.seek(0)
+            raise SystemExit(complaints.read()[-3000:])
+        said.seek(0)
+        answer: dict[str, Any] = json.loads(said.read().splitlines()[-1])
+    return answer | {"own": peaks[0], "mapped": peaks[1]}
+
+
+def memory(process: psutil.Process) -> tuple[int, int]:
+    """Bytes that a process and its children hold: their own, and with the pages of files that they have mapped."""
+    own = mapped = 0
+    with suppress(psutil.NoSuchProcess):
+        for each in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                held = each.memory_info()
+                own, mapped = own + held.rss - held.shared, mapped + held.rss
+    return own, mapped
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -228,17 +250,19 @@ def scores(top: Path) -> None:
 
 def table(found: list[dict[str, Any]], workers: int) -> None:
     """A line a stage and size; exponents; 10 million on paper."""
-    heads = (("", 20), ("rows", 12), ("out", 12), ("seconds", 10), ("CPU s", 10), ("rows/s", 10), ("peak MiB", 10))
+    heads = (("", 20), ("rows", 12), ("out", 12), ("seconds", 10), ("CPU s", 10), ("rows/s", 10))
+    heads += (("own MiB", 10), ("mapped too", 12))
     print("\n" + "".join(f"{head:>{width}}" for head, width in heads) + "   seconds of its parts")
     for stage in ("pull", "select"):
         for one in found:
             seen = one[stage]
             rows = one["count"] if stage == "pull" else one["pull"]["records"]
             parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in seen["parts"].items())
+            own, mapped = (seen[kind] / 2**20 for kind in ("own", "mapped"))
             name = f"pull, {workers} workers" if stage == "pull" else stage
             print(
                 f"{name:<20}{rows:>12,}{seen['records']:>12,}{seen['seconds']:>10.1f}{seen['cpu']:>10.1f}"
-                f"{rows / seen['seconds']:>10,.0f}{seen['peak'] / 2**20:>10,.0f}   {parts}"
+                f"{rows / seen['seconds']:>10,.0f}{own:>10,.0f}{mapped:>12,.0f}   {parts}"
             )
     if len(found) < 2:
         return
@@ -252,7 +276,7 @@ def table(found: list[dict[str, Any]], workers: int) -> None:
             each = (times[-1] - times[-2]) / (rows[-1] - rows[-2])
             minutes = (times[-1] + each * more) / 60
             told.append(f"{kind} ~ records^{power:.3f}, {each * 1e6:,.0f} s a million more, {minutes:,.0f} min")
-        peaks = [one[stage]["peak"] for one in found]
+        peaks = [one[stage]["own"] for one in found]
         growth = (peaks[-1] - peaks[-2]) / (rows[-1] - rows[-2])
         print(
             f"{stage}: {'; '.join(told)} for {TARGET:,} records on {TARGET_SHARDS:,} shards; memory grows by "
